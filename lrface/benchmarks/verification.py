@@ -1,0 +1,322 @@
+"""Face verification at several resolutions: a set of pairs, and the evaluation of an embedder on it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from lrface.benchmarks.metrics import stratified_folds, verification_metrics
+from lrface.degrade.resolution import resample
+from lrface.errors import LrfaceError, UsageError
+from lrface.progress import progress as progress_bar
+
+if TYPE_CHECKING:
+    from lrface.data.source import FaceSource
+
+Embed = Callable[[Tensor], Tensor]
+"""float32 [n, 3, size, size], RGB in [0, 1] -> features [n, d], not necessarily of unit length."""
+
+RESOLUTIONS = (112, 56, 28, 14)
+
+
+@dataclass
+class VerificationSet:
+    """Aligned faces and the pairs to be judged. Each distinct image is held once.
+
+    Attributes:
+        name: what the rows of a result are called.
+        images: uint8 [n, size, size, 3], RGB.
+        left, right: int64 [p], indices into ``images``. In cross-resolution tests left is the gallery side.
+        same: bool [p], True where both faces are of one identity.
+        folds: int64 [p], at least two different numbers.
+        unaligned: how many of the images are centre crops because no face was found in the photograph.
+        origin: the file or folder it was read from, for messages and reports.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    same: NDArray[np.bool_]
+    folds: NDArray[np.int64]
+    unaligned: int = 0
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"benchmark {self.name}" + (f" ({self.origin})" if self.origin else "")
+        if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.shape[1] != self.images.shape[2]:
+            raise LrfaceError(
+                f"{where}: images must have shape [n, size, size, 3], got {list(self.images.shape)}"
+            )
+        if self.images.dtype != np.uint8:
+            raise LrfaceError(f"{where}: images must be uint8, got {self.images.dtype}")
+        self.left = np.asarray(self.left, dtype=np.int64)
+        self.right = np.asarray(self.right, dtype=np.int64)
+        self.same = np.asarray(self.same, dtype=bool)
+        self.folds = np.asarray(self.folds, dtype=np.int64)
+        shapes = {
+            field: getattr(self, field).shape for field in ("left", "right", "same", "folds")
+        }
+        if len(set(shapes.values())) != 1 or self.left.ndim != 1:
+            raise LrfaceError(f"{where}: left, right, same and folds need one entry a pair, got shapes {shapes}")
+        if len(self.left) == 0:
+            raise LrfaceError(f"{where}: it has no pairs")
+        for side in ("left", "right"):
+            indices = getattr(self, side)
+            if indices.min() < 0 or indices.max() >= len(self.images):
+                raise LrfaceError(
+                    f"{where}: {side} indexes images {indices.min()} to {indices.max()}, "
+                    f"but there are {len(self.images)} images"
+                )
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.left)
+
+    @property
+    def size(self) -> int:
+        """Width and height of the images in pixels."""
+        return int(self.images.shape[1])
+
+    @classmethod
+    def from_source(
+        cls,
+        source: "FaceSource",
+        left: ArrayLike,
+        right: ArrayLike,
+        same: ArrayLike,
+        name: str,
+        folds: ArrayLike | None = None,
+    ) -> "VerificationSet":
+        """Pairs of images of any :class:`~lrface.data.source.FaceSource`.
+
+        Args:
+            source: aligned faces, all of one square size; only images that a pair names are read.
+            left, right: int [p], indices into the source.
+            same: bool [p].
+            name: name of the set.
+            folds: int [p]; without it same and different pairs are dealt evenly into ten folds. (These folds
+                may share identities; LFW's and CFP's own do not.)
+
+        Raises:
+            LrfaceError: an index outside the source, images of different sizes, no pairs.
+        """
+        left_indices = np.asarray(left, dtype=np.int64)
+        right_indices = np.asarray(right, dtype=np.int64)
+        labels = np.asarray(same, dtype=bool)
+        used, inverse = np.unique(np.concatenate((left_indices, right_indices)), return_inverse=True)
+        if len(used) == 0:
+            raise LrfaceError(f"benchmark {name}: it has no pairs")
+        if used[0] < 0 or used[-1] >= len(source):
+            raise LrfaceError(
+                f"benchmark {name}: pairs name images {used[0]} to {used[-1]}, the source has {len(source)}"
+            )
+        first = source.image(int(used[0]))
+        images = np.empty((len(used), *first.shape), dtype=np.uint8)
+        for position, index in enumerate(used):
+            image = source.image(int(index))
+            if image.shape != first.shape:
+                raise LrfaceError(
+                    f"benchmark {name}: image {index} is {image.shape[1]}x{image.shape[0]}, image {used[0]} is "
+                    f"{first.shape[1]}x{first.shape[0]}; aligned faces of one size are needed (lrface align)"
+                )
+            images[position] = image
+        return cls(
+            name=name,
+            images=images,
+            left=inverse[: len(left_indices)],
+            right=inverse[len(left_indices) :],
+            same=labels,
+            folds=stratified_folds(labels) if folds is None else np.asarray(folds, dtype=np.int64),
+        )
+
+
+def load_benchmark(
+    benchmark: str | Path,
+    data: str | Path | None = None,
+    pairs: str | Path | None = None,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> VerificationSet:
+    """Find and read a benchmark by name, or from a folder or file.
+
+    ``benchmark`` is one of
+
+    - a known name (``lfw``, ``agedb30``, ``cfp_fp``, ``cfp_ff``, ``calfw``, ``cplfw``, ``vgg2_fp``), looked for in
+      ``data``, then ``$LRFACE_DATA``, then ``~/.cache/lrface``;
+    - an InsightFace verification pack, ``FILE.bin``;
+    - a folder with ``pairs.txt`` in LFW's format beside photographs or aligned crops
+      (``images/NAME/NAME_0001.jpg`` or ``NAME/NAME_0001.jpg``);
+    - a packed directory (``lrface align SRC OUT``) with ``pairs.txt`` in it, or with ``pairs`` given.
+
+    Photographs are aligned once; the result is kept under ``cache`` (default ``$LRFACE_CACHE``, then
+    ``~/.cache/lrface``).
+
+    Raises:
+        UsageError: an unknown name, or a folder of no known layout.
+        LrfaceError: a known benchmark that is not there (the message says what to put where), or broken data.
+    """
+    from lrface.benchmarks.lfw import load_pairs_folder
+    from lrface.benchmarks.locate import locate_benchmark
+    from lrface.benchmarks.packs import load_pack
+
+    found = locate_benchmark(benchmark, data=data, pairs=pairs)
+    if found.kind == "pack":
+        return load_pack(found.path, found.name)
+    return load_pairs_folder(found, cache=cache, workers=workers, show_progress=show_progress)
+
+
+def _features(
+    embed: Embed,
+    benchmark: VerificationSet,
+    size: int,
+    flip: bool,
+    down: str,
+    up: str,
+    batch_size: int,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> NDArray[np.float32]:
+    """Unit vectors float32 [n, d] of all images of the benchmark, seen at ``size``."""
+    features: NDArray[np.float32] | None = None
+    total = len(benchmark.images)
+    for start in range(0, total, batch_size):
+        crops = torch.from_numpy(benchmark.images[start : start + batch_size]).to(device)
+        images = crops.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255.0
+        if size != benchmark.size:
+            images = resample(images, size, down=down, up=up)
+        vectors = _checked_features(embed(images), len(images), benchmark, size, start)
+        if flip:
+            mirrored = embed(torch.flip(images, dims=(3,)))
+            vectors = vectors + _checked_features(mirrored, len(images), benchmark, size, start)
+        unit = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        if features is None:
+            features = np.empty((total, unit.shape[1]), dtype=np.float32)
+        features[start : start + len(unit)] = unit
+        advance(len(unit))
+    assert features is not None  # a VerificationSet has at least one pair, so at least one image
+    return features
+
+
+def _checked_features(
+    vectors: Tensor, expected: int, benchmark: VerificationSet, size: int, start: int
+) -> Tensor:
+    if vectors.ndim != 2 or len(vectors) != expected:
+        raise LrfaceError(
+            f"benchmark {benchmark.name}: the model returned features of shape {list(vectors.shape)} for {expected} "
+            f"images; [{expected}, d] is needed"
+        )
+    vectors = vectors.detach().float()
+    finite = torch.isfinite(vectors).all(dim=1)
+    if not bool(finite.all()):
+        first = start + int(torch.argmin(finite.to(torch.int8)))
+        raise LrfaceError(
+            f"benchmark {benchmark.name} at {size} pixels: the model's features are not finite (first for image "
+            f"{first} of {len(benchmark.images)}); the checkpoint is broken or overflows at this precision"
+        )
+    return vectors
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else round(100.0 * fraction, 4)
+
+
+def evaluate_verification(
+    embed: Embed,
+    benchmark: VerificationSet,
+    resolutions: Sequence[int] = RESOLUTIONS,
+    flip: bool = True,
+    down: str = "nearest",
+    up: str = "bilinear",
+    batch_size: int = 64,
+    progress: bool = True,
+    cross: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[dict[str, Any]]:
+    """Verification accuracy of an embedder with both images at each resolution, and across resolutions.
+
+    Every image is embedded once a resolution (twice with ``flip``: the features of the image and of its mirror are
+    summed). Features are then scaled to unit length and pairs are scored by cosine. The threshold is chosen on all
+    folds but one and applied to that one.
+
+    Args:
+        embed: float32 [n, 3, size, size] RGB in [0, 1] -> [n, d].
+        benchmark: the pairs.
+        resolutions: sizes in pixels. An image is brought down to the size and up again to its own.
+        flip: whether features of the mirrored image are added.
+        down, up: kernels, see :func:`lrface.degrade.resolution.resample`.
+        batch_size: images that the model is given in one call.
+        progress: whether a bar is shown on standard error.
+        cross: add rows with the left image of each pair (gallery) at full size and the right one (probe) at each
+            smaller resolution.
+        device: where images are degraded and handed to ``embed``.
+
+    Returns:
+        One dict a row: ``benchmark, gallery_size, probe_size, accuracy, accuracy_std, accuracy_insightface, auc,
+        eer, tar_at_far, threshold, pairs, images, unaligned, folds, down, up, flip``. Accuracies, ``eer`` and
+        ``tar_at_far`` are percentages, ``auc`` lies between 0 and 1, ``threshold`` is a cosine (the mean over
+        folds); a figure that the pairs cannot give is None.
+
+    Raises:
+        UsageError: a resolution that is not between 1 and the size of the images.
+        LrfaceError: features that are not finite or of the wrong shape.
+    """
+    sizes = list(dict.fromkeys(resolutions))
+    if not sizes:
+        raise UsageError("resolutions: at least one size in pixels is needed, for example 112,56,28,14")
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= benchmark.size:
+            raise UsageError(
+                f"resolutions: {size!r} is not a whole number of pixels between 1 and {benchmark.size}, the size of "
+                f"the images of {benchmark.name}"
+            )
+    if batch_size < 1:
+        raise UsageError(f"batch_size: at least 1 is needed, got {batch_size}")
+    full = benchmark.size
+    needed = sizes + ([full] if cross and full not in sizes else [])
+    combinations = [(size, size) for size in sizes]
+    if cross:
+        combinations += [(full, size) for size in sizes if size != full]
+
+    features: dict[int, NDArray[np.float32]] = {}
+    total = len(needed) * len(benchmark.images)
+    with progress_bar(total, f"verify {benchmark.name}", unit="images", enabled=progress) as bar, torch.no_grad():
+        for size in needed:
+            features[size] = _features(
+                embed, benchmark, int(size), flip, down, up, batch_size, torch.device(device), bar.advance
+            )
+
+    rows = []
+    for gallery, probe in combinations:
+        left, right = features[gallery][benchmark.left], features[probe][benchmark.right]
+        # float64 sums: two equal images then score exactly alike wherever they stand
+        scores = np.einsum("pd,pd->p", left, right, dtype=np.float64)
+        figures = verification_metrics(scores, benchmark.same, benchmark.folds)
+        rows.append(
+            {
+                "benchmark": benchmark.name,
+                "gallery_size": int(gallery),
+                "probe_size": int(probe),
+                "accuracy": _percent(figures.accuracy),
+                "accuracy_std": _percent(figures.accuracy_std),
+                "accuracy_insightface": _percent(figures.accuracy_insightface),
+                "auc": None if figures.auc is None else round(figures.auc, 6),
+                "eer": _percent(figures.eer),
+                "tar_at_far": {rate: _percent(value) for rate, value in figures.tar_at_far.items()},
+                "threshold": round(figures.threshold, 6),
+                "pairs": len(benchmark),
+                "images": len(benchmark.images),
+                "unaligned": benchmark.unaligned,
+                "folds": len(np.unique(benchmark.folds)),
+                "down": down,
+                "up": up,
+                "flip": flip,
+            }
+        )
+    return rows
