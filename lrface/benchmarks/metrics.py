@@ -57,23 +57,26 @@ def _checked(scores: ArrayLike, same: ArrayLike) -> tuple[NDArray[np.float64], N
         raise LrfaceError("verification needs at least one pair, and was given none")
     if not np.isfinite(values).all():
         first = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise LrfaceError(f"the score of pair {first} is {values[first]}; every score must be a finite number")
+        raise LrfaceError(
+            f"the score of pair {first} is {values[first]}; every score must be a finite number"
+        )
     return values, labels.astype(bool)
 
 
 def best_threshold(scores: ArrayLike, same: ArrayLike) -> float:
     """The threshold that gives the best accuracy when ``score >= threshold`` means "same".
 
-    All different decisions that a threshold can make on these scores are tried: the candidates are the middles
-    between neighbouring distinct scores, and one value below and one above all scores. Where several are
-    equally good the middle one of them is taken (the lower of two middle ones), which does not depend on the
-    order of the pairs.
+    All different decisions that a threshold can make on these scores are tried: the candidates are the
+    middles between neighbouring distinct scores, and one value below and one above all scores. Where several
+    are equally good the middle one of them is taken (the lower of two middle ones), which does not depend on
+    the order of the pairs.
     """
     values, labels = _checked(scores, same)
     distinct, inverse = np.unique(values, return_inverse=True)
     positives = np.bincount(inverse, weights=labels, minlength=len(distinct))
     negatives = np.bincount(inverse, weights=~labels, minlength=len(distinct))
-    # candidate k refuses the k smallest distinct scores: right are the negatives below and the positives above
+    # candidate k refuses the k smallest distinct scores: right are the negatives below and the positives
+    # above
     right = np.concatenate(([0.0], np.cumsum(negatives))) + positives.sum()
     right[1:] -= np.cumsum(positives)
     middles = (distinct[:-1] + distinct[1:]) / 2
@@ -88,11 +91,14 @@ def best_threshold(scores: ArrayLike, same: ArrayLike) -> float:
 def _fold_numbers(folds: ArrayLike, pairs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     numbers = np.asarray(folds)
     if numbers.shape != (pairs,):
-        raise LrfaceError(f"one fold number a pair is needed: {pairs} pairs, folds of shape {list(numbers.shape)}")
+        raise LrfaceError(
+            f"one fold number a pair is needed: {pairs} pairs, folds of shape {list(numbers.shape)}"
+        )
     present = np.unique(numbers)
     if len(present) < 2:
         raise LrfaceError(
-            f"a threshold is chosen on all folds but one, so at least two folds are needed; {len(present)} found"
+            f"a threshold is chosen on all folds but one, so at least two folds are needed; "
+            f"{len(present)} found"
         )
     return numbers.astype(np.int64), present
 
@@ -118,9 +124,9 @@ def fold_accuracy_insightface(
 ) -> FoldResult:
     """The same with InsightFace's threshold grid: squared distance of unit vectors, ``arange(0, 4, 0.01)``.
 
-    ``similarities`` are cosines; the squared distance of two unit vectors is ``2 - 2 * cosine``, a pair is called
-    same when it is below the threshold, and of equally good thresholds the smallest is taken. Made to be
-    comparable with figures of InsightFace's verification script, which this restates.
+    ``similarities`` are cosines; the squared distance of two unit vectors is ``2 - 2 * cosine``, a pair is
+    called same when it is below the threshold, and of equally good thresholds the smallest is taken. Made to
+    be comparable with figures of InsightFace's verification script, which this restates.
     """
     values, labels = _checked(similarities, same)
     numbers, present = _fold_numbers(folds, len(values))
@@ -154,13 +160,13 @@ def roc_curve(scores: ArrayLike, same: ArrayLike) -> tuple[NDArray[np.float64], 
 
 
 def area_under_curve(scores: ArrayLike, same: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a same pair scores above a different one, ties counted half."""
+    """Area under the ROC curve: the chance that a same pair outscores a different one, ties counted half."""
     false_accepts, true_accepts = roc_curve(scores, same)
     return float(np.sum(np.diff(false_accepts) * (true_accepts[1:] + true_accepts[:-1]) / 2))
 
 
 def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
-    """The rate at which false accepts equal false rejects, on straight lines between the points of the ROC curve."""
+    """The rate at which false accepts equal false rejects, between the points of the ROC curve linearly."""
     false_accepts, true_accepts = roc_curve(scores, same)
     excess = false_accepts - (1.0 - true_accepts)  # grows from -1 to 1 along the curve
     after = int(np.argmax(excess >= 0))
@@ -213,9 +219,7 @@ def verification_metrics(
         threshold=float(exact.thresholds.mean()),
         auc=area_under_curve(values, labels) if both_kinds else None,
         eer=equal_error_rate(values, labels) if both_kinds else None,
-        tar_at_far={
-            rate_name(rate): true_accept_rate(values, labels, rate) for rate in false_accept_rates
-        },
+        tar_at_far={rate_name(rate): true_accept_rate(values, labels, rate) for rate in false_accept_rates},
     )
 
 

@@ -1,11 +1,12 @@
 """InsightFace verification packs (agedb_30.bin, cfp_fp.bin, lfw.bin): read without unpickling.
 
-A pack is a pickle of ``(bins, issame)``: ``2 * n`` encoded images (bytes or one-dimensional uint8 arrays) and ``n``
-booleans; images ``2 * i`` and ``2 * i + 1`` are pair ``i``. Such files are downloaded from anywhere, and a pickle can
-run any code. So the file never meets :mod:`pickle`: :class:`_PackReader` interprets those few instructions that
-build bytes, strings, whole numbers, booleans, lists, tuples and arrays, and refuses every other instruction and
-every other name. Nothing in the file is imported, looked up or called, and numpy never sees a pickled state: an array
-is made from its bytes and a dtype out of a short list. Memory stays in proportion to the size of the file.
+A pack is a pickle of ``(bins, issame)``: ``2 * n`` encoded images (bytes or one-dimensional uint8 arrays) and
+``n`` booleans; images ``2 * i`` and ``2 * i + 1`` are pair ``i``. Such files are downloaded from anywhere,
+and a pickle can run any code. So the file never meets :mod:`pickle`: :class:`_PackReader` interprets those
+few instructions that build bytes, strings, whole numbers, booleans, lists, tuples and arrays, and refuses
+every other instruction and every other name. Nothing in the file is imported, looked up or called, and numpy
+never sees a pickled state: an array is made from its bytes and a dtype out of a short list. Memory stays in
+proportion to the size of the file.
 """
 
 import codecs
@@ -60,7 +61,7 @@ class _ArrayType:
     order: str = "|"
 
     def numpy(self) -> np.dtype[Any]:
-        return np.dtype(self.code).newbyteorder(self.order) if self.order in "<>" else np.dtype(self.code)
+        return np.dtype(self.order + self.code)
 
 
 @dataclass
@@ -117,16 +118,17 @@ class _PackReader:
 
     def refuse(self, what: str) -> NoReturn:
         raise RefusedPack(
-            f"{self.origin}: refused: {what} (at byte {self.start}). A verification pack holds only bytes, strings, "
-            "lists, tuples, whole numbers, booleans and arrays of numbers. Nothing in the file was run; do not "
-            "open it with pickle, and get the pack again from a source that you trust"
+            f"{self.origin}: refused: {what} (at byte {self.start}). A verification pack holds only bytes, "
+            "strings, lists, tuples, whole numbers, booleans and arrays of numbers. Nothing in the file "
+            "was run; do not open it with pickle, and get the pack again from a source that you trust"
         )
 
     def take(self, count: int) -> bytes:
         end = self.position + count
         if end > len(self.data):
             self.broken(
-                f"the file is truncated: {count} more bytes are announced, {len(self.data) - self.position} are left"
+                f"the file is truncated: {count} more bytes are announced, "
+                f"{len(self.data) - self.position} are left"
             )
         piece = self.data[self.position : end]
         self.position = end
@@ -204,7 +206,8 @@ class _PackReader:
         length = self.number("<Q")
         if length > len(self.data) - self.position:
             self.broken(
-                f"the file is truncated: {length} more bytes are announced, {len(self.data) - self.position} are left"
+                f"the file is truncated: {length} more bytes are announced, "
+                f"{len(self.data) - self.position} are left"
             )
 
     def _op_none(self) -> None:
@@ -490,7 +493,9 @@ class _PackReader:
         if not (
             isinstance(shape, tuple)
             and len(shape) <= 4
-            and all(isinstance(length, int) and not isinstance(length, bool) and length >= 0 for length in shape)
+            and all(
+                isinstance(length, int) and not isinstance(length, bool) and length >= 0 for length in shape
+            )
             and isinstance(data_type, _ArrayType)
             and isinstance(data, bytes)
         ):
@@ -506,7 +511,9 @@ class _PackReader:
 def _kind(value: Any) -> str:
     """What a value is, for a message."""
     if isinstance(value, _Array):
-        return "an array" if value.type is None else f"an array of shape {value.shape}, type {value.type.code}"
+        return (
+            "an array" if value.type is None else f"an array of shape {value.shape}, type {value.type.code}"
+        )
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     return "nothing (None)" if value is None else f"a {type(value).__name__}"
@@ -518,7 +525,8 @@ def read_pack(path: str | Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     Reads packs pickled by Python 2 and 3, protocols 0 to 5. Executes nothing: see the module's text.
 
     Raises:
-        RefusedPack: the file asks for any name, call or type that a pack has no use for; the message has the name.
+        RefusedPack: the file asks for any name, call or type that a pack has no use for; the message has the
+            name.
         LrfaceError: no such file, a truncated one, another structure.
     """
     file = Path(path)
@@ -539,7 +547,8 @@ def read_pack(path: str | Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     same = _labels(labels, file)
     if len(bins) != 2 * len(same):
         raise LrfaceError(
-            f"{file}: {len(bins)} images for {len(same)} pairs; a pack has two images a pair ({2 * len(same)})"
+            f"{file}: {len(bins)} images for {len(same)} pairs; a pack has two images a pair "
+            f"({2 * len(same)})"
         )
     if len(same) == 0:
         raise LrfaceError(f"{file}: the pack has no pairs")
@@ -573,7 +582,8 @@ def _encoded(value: Any, index: int, file: Path) -> bytes:
         if value.type.code == "u1" and value.shape and max(value.shape) == len(value.data):
             return bytes(value.data)
     raise LrfaceError(
-        f"{file}: image {index} is {_kind(value)}; encoded images (bytes, or a uint8 array along one axis) are expected"
+        f"{file}: image {index} is {_kind(value)}; encoded images (bytes, or a uint8 array along one axis) "
+        "are expected"
     )
 
 
@@ -583,8 +593,8 @@ def decode_crop(encoded: bytes, where: str, size: int = CROP_SIZE) -> NDArray[np
     Another square size is scaled (area downwards, bilinear upwards), as InsightFace's own reader does.
 
     Raises:
-        LrfaceError: bytes that are no JPEG, PNG, BMP or WebP, that do not decode, or an image that is not square or
-            wider than 2048 pixels. ``where`` starts the message.
+        LrfaceError: bytes that are no JPEG, PNG, BMP or WebP, that do not decode, or an image that is not
+            square or wider than 2048 pixels. ``where`` starts the message.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "BMP", "WEBP")) as header:
@@ -595,8 +605,8 @@ def decode_crop(encoded: bytes, where: str, size: int = CROP_SIZE) -> NDArray[np
         raise LrfaceError(f"{where} is {width}x{height} pixels; an aligned face of 112x112 is expected")
     if width != height:
         raise LrfaceError(
-            f"{where} is {width}x{height} pixels; an aligned, square face (112x112) is expected. For photographs use a "
-            "folder with pairs.txt, which lrface aligns"
+            f"{where} is {width}x{height} pixels; an aligned, square face (112x112) is expected. For "
+            "photographs use a folder with pairs.txt, which lrface aligns"
         )
     pixels = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:

@@ -59,11 +59,11 @@ class VerificationSet:
         self.right = np.asarray(self.right, dtype=np.int64)
         self.same = np.asarray(self.same, dtype=bool)
         self.folds = np.asarray(self.folds, dtype=np.int64)
-        shapes = {
-            field: getattr(self, field).shape for field in ("left", "right", "same", "folds")
-        }
+        shapes = {field: getattr(self, field).shape for field in ("left", "right", "same", "folds")}
         if len(set(shapes.values())) != 1 or self.left.ndim != 1:
-            raise LrfaceError(f"{where}: left, right, same and folds need one entry a pair, got shapes {shapes}")
+            raise LrfaceError(
+                f"{where}: left, right, same and folds need one entry a pair, got shapes {shapes}"
+            )
         if len(self.left) == 0:
             raise LrfaceError(f"{where}: it has no pairs")
         for side in ("left", "right"):
@@ -122,8 +122,9 @@ class VerificationSet:
             image = source.image(int(index))
             if image.shape != first.shape:
                 raise LrfaceError(
-                    f"benchmark {name}: image {index} is {image.shape[1]}x{image.shape[0]}, image {used[0]} is "
-                    f"{first.shape[1]}x{first.shape[0]}; aligned faces of one size are needed (lrface align)"
+                    f"benchmark {name}: image {index} is {image.shape[1]}x{image.shape[0]}, image "
+                    f"{used[0]} is {first.shape[1]}x{first.shape[0]}; aligned faces of one size are needed "
+                    "(lrface align)"
                 )
             images[position] = image
         return cls(
@@ -148,8 +149,8 @@ def load_benchmark(
 
     ``benchmark`` is one of
 
-    - a known name (``lfw``, ``agedb30``, ``cfp_fp``, ``cfp_ff``, ``calfw``, ``cplfw``, ``vgg2_fp``), looked for in
-      ``data``, then ``$LRFACE_DATA``, then ``~/.cache/lrface``;
+    - a known name (``lfw``, ``agedb30``, ``cfp_fp``, ``cfp_ff``, ``calfw``, ``cplfw``, ``vgg2_fp``), looked
+      for in ``data``, then ``$LRFACE_DATA``, then ``~/.cache/lrface``;
     - an InsightFace verification pack, ``FILE.bin``;
     - a folder with ``pairs.txt`` in LFW's format beside photographs or aligned crops
       (``images/NAME/NAME_0001.jpg`` or ``NAME/NAME_0001.jpg``);
@@ -209,16 +210,17 @@ def _checked_features(
 ) -> Tensor:
     if vectors.ndim != 2 or len(vectors) != expected:
         raise LrfaceError(
-            f"benchmark {benchmark.name}: the model returned features of shape {list(vectors.shape)} for {expected} "
-            f"images; [{expected}, d] is needed"
+            f"benchmark {benchmark.name}: the model returned features of shape {list(vectors.shape)} for "
+            f"{expected} images; [{expected}, d] is needed"
         )
     vectors = vectors.detach().float()
     finite = torch.isfinite(vectors).all(dim=1)
     if not bool(finite.all()):
         first = start + int(torch.argmin(finite.to(torch.int8)))
         raise LrfaceError(
-            f"benchmark {benchmark.name} at {size} pixels: the model's features are not finite (first for image "
-            f"{first} of {len(benchmark.images)}); the checkpoint is broken or overflows at this precision"
+            f"benchmark {benchmark.name} at {size} pixels: the model's features are not finite (first for "
+            f"image {first} of {len(benchmark.images)}); the checkpoint is broken or overflows at this "
+            "precision"
         )
     return vectors
 
@@ -241,9 +243,9 @@ def evaluate_verification(
 ) -> list[dict[str, Any]]:
     """Verification accuracy of an embedder with both images at each resolution, and across resolutions.
 
-    Every image is embedded once a resolution (twice with ``flip``: the features of the image and of its mirror are
-    summed). Features are then scaled to unit length and pairs are scored by cosine. The threshold is chosen on all
-    folds but one and applied to that one.
+    Every image is embedded once a resolution (twice with ``flip``: the features of the image and of its
+    mirror are summed). Features are then scaled to unit length and pairs are scored by cosine. The threshold
+    is chosen on all folds but one and applied to that one.
 
     Args:
         embed: float32 [n, 3, size, size] RGB in [0, 1] -> [n, d].
@@ -253,15 +255,15 @@ def evaluate_verification(
         down, up: kernels, see :func:`lrface.degrade.resolution.resample`.
         batch_size: images that the model is given in one call.
         progress: whether a bar is shown on standard error.
-        cross: add rows with the left image of each pair (gallery) at full size and the right one (probe) at each
-            smaller resolution.
+        cross: add rows with the left image of each pair (gallery) at full size and the right one (probe) at
+            each smaller resolution.
         device: where images are degraded and handed to ``embed``.
 
     Returns:
-        One dict a row: ``benchmark, gallery_size, probe_size, accuracy, accuracy_std, accuracy_insightface, auc,
-        eer, tar_at_far, threshold, pairs, images, unaligned, folds, down, up, flip``. Accuracies, ``eer`` and
-        ``tar_at_far`` are percentages, ``auc`` lies between 0 and 1, ``threshold`` is a cosine (the mean over
-        folds); a figure that the pairs cannot give is None.
+        One dict a row: ``benchmark, gallery_size, probe_size, accuracy, accuracy_std, accuracy_insightface,
+        auc, eer, tar_at_far, threshold, pairs, images, unaligned, folds, down, up, flip``. Accuracies,
+        ``eer`` and ``tar_at_far`` are percentages, ``auc`` lies between 0 and 1, ``threshold`` is a cosine
+        (the mean over folds); a figure that the pairs cannot give is None.
 
     Raises:
         UsageError: a resolution that is not between 1 and the size of the images.
@@ -271,10 +273,14 @@ def evaluate_verification(
     if not sizes:
         raise UsageError("resolutions: at least one size in pixels is needed, for example 112,56,28,14")
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= benchmark.size:
+        if (
+            isinstance(size, bool)
+            or not isinstance(size, int | np.integer)
+            or not 1 <= size <= benchmark.size
+        ):
             raise UsageError(
-                f"resolutions: {size!r} is not a whole number of pixels between 1 and {benchmark.size}, the size of "
-                f"the images of {benchmark.name}"
+                f"resolutions: {size!r} is not a whole number of pixels between 1 and {benchmark.size}, "
+                f"the size of the images of {benchmark.name}"
             )
     if batch_size < 1:
         raise UsageError(f"batch_size: at least 1 is needed, got {batch_size}")
@@ -286,7 +292,10 @@ def evaluate_verification(
 
     features: dict[int, NDArray[np.float32]] = {}
     total = len(needed) * len(benchmark.images)
-    with progress_bar(total, f"verify {benchmark.name}", unit="images", enabled=progress) as bar, torch.no_grad():
+    with (
+        progress_bar(total, f"verify {benchmark.name}", unit="images", enabled=progress) as bar,
+        torch.no_grad(),
+    ):
         for size in needed:
             features[size] = _features(
                 embed, benchmark, int(size), flip, down, up, batch_size, torch.device(device), bar.advance
