@@ -1,0 +1,197 @@
+"""Results of a verification as a table, a JSON file and a picture."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrface.errors import LrfaceError, UsageError
+
+Rows = Sequence[Mapping[str, Any]]
+"""Rows of :func:`lrface.benchmarks.verification.evaluate_verification`."""
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def format_columns(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Plain text columns, the first ``left`` of them flush left and the others flush right."""
+    widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header))]
+
+    def written(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([written(header), "  ".join("-" * width for width in widths), *map(written, lines)])
+
+
+def results_table(rows: Rows) -> str:
+    """Rows as one table of plain text, with a line on the pairs and images of each benchmark below.
+
+    Rows that have a key ``model`` get it as the first column. Accuracies, TAR and EER are percentages.
+    """
+    if not rows:
+        return "no results"
+    with_model = any("model" in row for row in rows)
+    rates = list(dict.fromkeys(rate for row in rows for rate in row["tar_at_far"]))
+    header = ["model"] if with_model else []
+    header += ["benchmark", "gallery x probe", "accuracy"]
+    header += [f"TAR@FAR={rate}" for rate in rates] + ["EER", "AUC"]
+    lines = []
+    for row in rows:
+        line = [str(row.get("model", "-"))] if with_model else []
+        line += [
+            str(row["benchmark"]),
+            f"{row['gallery_size']} x {row['probe_size']}",
+            f"{row['accuracy']:.2f} +- {row['accuracy_std']:.2f}",
+        ]
+        line += [_number(row["tar_at_far"].get(rate), 2) for rate in rates]
+        line += [_number(row["eer"], 2), _number(row["auc"], 4)]
+        lines.append(line)
+    notes = []
+    for row in rows:
+        note = (
+            f"{row['benchmark']}: {row['pairs']} pairs of {row['images']} images, {row['folds']} folds, "
+            f"{row['down']} down and {row['up']} up, {'with' if row['flip'] else 'without'} flip fusion"
+        )
+        if row["unaligned"]:
+            noun = "image" if row["unaligned"] == 1 else "images"
+            note += f", {row['unaligned']} {noun} without a detected face"
+        if note not in notes:
+            notes.append(note)
+    return "\n".join([format_columns(header, lines, left=2 if with_model else 1), *notes])
+
+
+def _not_finite(value: Any, where: str) -> str | None:
+    """Where a number sits in ``value`` that JSON cannot hold; None when there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return where
+    children: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        children = [(f"{where}.{key}", child) for key, child in value.items()]
+    elif isinstance(value, list | tuple):
+        children = [(f"{where}[{index}]", child) for index, child in enumerate(value)]
+    return next((found for path, child in children if (found := _not_finite(child, path))), None)
+
+
+def results_json(content: Mapping[str, Any]) -> str:
+    """``content`` as one JSON object. Raises LrfaceError naming the field that is NaN or infinite."""
+    bad = _not_finite(content, "results")
+    if bad is not None:
+        raise LrfaceError(f"{bad} is not a finite number and cannot be written as JSON")
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def write_results(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write ``content`` as JSON; the file appears whole or not at all. Makes the folder where it is missing."""
+    from lrface.data.packed import write_atomically
+
+    file = Path(path)
+    text = results_json(content)
+    _make_folder(file)
+    write_atomically(file, (text + "\n").encode())
+    return file
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LrfaceError(f"{file.parent}: the folder cannot be made: {error.strerror or error}") from error
+
+
+def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None = None) -> Path:
+    """Accuracy against resolution, one curve a model, one panel a benchmark; error bars are one deviation.
+
+    Args:
+        curves: label -> rows. Rows with both images at one size make a solid curve; rows with the gallery at full
+            size and smaller probes (``cross``) make a dashed one of the same colour.
+        path: where the picture goes; the suffix says its kind (.png, .svg, .pdf).
+        title: a line above the panels.
+
+    Raises:
+        UsageError: no rows, or a suffix that matplotlib cannot write.
+        LrfaceError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise LrfaceError("plots need matplotlib: pip install matplotlib") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    names = list(dict.fromkeys(str(row["benchmark"]) for rows in curves.values() for row in rows))
+    if not names:
+        raise UsageError("plot: there are no results to draw")
+    file = Path(path)
+    figure = Figure(figsize=(6.4 * len(names), 4.8), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    kinds = canvas.get_supported_filetypes()
+    if file.suffix.lstrip(".").lower() not in kinds:
+        raise UsageError(f"plot {file}: the suffix must be one of {', '.join(sorted(kinds))}")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    colours = matplotlib.colormaps["tab10"].colors
+    markers = "osD^vP*X"
+    for panel, name in zip(panels, names, strict=True):
+        sizes: set[int] = set()
+        for number, (label, rows) in enumerate(curves.items()):
+            own = [row for row in rows if row["benchmark"] == name]
+            same_size = [row for row in own if row["gallery_size"] == row["probe_size"]]
+            across = [row for row in own if row["gallery_size"] != row["probe_size"]]
+            galleries = sorted({int(row["gallery_size"]) for row in across})
+            series = [(same_size, label, "-")] + [
+                (
+                    [row for row in across if row["gallery_size"] == gallery],
+                    f"{label}, gallery at {gallery}",
+                    "--",
+                )
+                for gallery in galleries
+            ]
+            for points, text, line in series:
+                if not points:
+                    continue
+                points = sorted(points, key=lambda row: row["probe_size"])
+                sizes.update(int(row["probe_size"]) for row in points)
+                panel.errorbar(
+                    # curves stand a little apart, so that their error bars can be told from each other
+                    [row["probe_size"] * 1.012 ** (number - (len(curves) - 1) / 2) for row in points],
+                    [row["accuracy"] for row in points],
+                    yerr=[row["accuracy_std"] for row in points],
+                    label=text,
+                    linestyle=line,
+                    marker=markers[number % len(markers)],
+                    markersize=5,
+                    markerfacecolor="white" if line == "--" else None,
+                    color=colours[number % len(colours)],
+                    capsize=3,
+                    linewidth=1.5,
+                )
+        panel.set_xscale("log")
+        ticks = sorted(sizes)
+        panel.xaxis.set_major_locator(FixedLocator(ticks))
+        panel.set_xticklabels([str(size) for size in ticks])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_xlabel("resolution of the test images (pixels)")
+        panel.set_ylabel("verification accuracy (%)")
+        panel.set_title(name)
+        panel.grid(True, alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, loc="best")
+    if title:
+        figure.suptitle(title)
+    _make_folder(file)
+    aside = file.with_name(f".{file.stem}.partial{file.suffix}")
+    try:
+        canvas.print_figure(aside, dpi=150)
+        aside.replace(file)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise LrfaceError(f"{file}: cannot be written: {error.strerror or error}") from error
+    return file
