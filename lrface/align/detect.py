@@ -1,0 +1,445 @@
+"""Finding faces and five landmarks: the MTCNN cascade with the networks that facenet-pytorch ships.
+
+The weights are facenet-pytorch's; the cascade around them is our own and batches across images. It follows the
+published cascade (Zhang et al., "Joint face detection and alignment using multitask cascaded convolutional networks",
+2016) with the same resampling and rounding as facenet-pytorch, so that landmarks agree with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrface.errors import LrfaceError, UsageError
+
+FACE_RULES = ("largest-central", "largest", "all")
+
+# Shrink factor between levels of the image pyramid, as in the published cascade (about 1 / sqrt 2).
+PYRAMID_STEP = 0.709
+# The proposal network sees 12 x 12 pixels and moves 2 pixels at a time.
+CELL, STRIDE = 12, 2
+
+
+@dataclass
+class Detection:
+    """One face. ``box`` float32 [4]: left, top, right, bottom; ``landmarks`` float32 [5, 2]: x and y of the eyes, the
+    nose and the mouth corners, all in pixels of the image given; ``score`` 0..1."""
+
+    box: np.ndarray
+    score: float
+    landmarks: np.ndarray
+
+
+class FaceDetector:
+    """MTCNN on a batch of photographs.
+
+    device: a torch device. min_face_size: the smallest face looked for, in pixels. thresholds: what a candidate must
+    reach after each of the three networks. min_score: faces the last network is less sure of are dropped; the default
+    0.9 drops what is no face (0.6 to 0.89 in typical photographs) and keeps small and turned faces.
+    min_side: images with a shorter side are enlarged first (bicubic), results are mapped back. max_side: images with a
+    longer side are searched on a shrunk copy, so that a huge photograph costs no more memory or time than one of that
+    size (faces under ``min_face_size`` in the copy are then not found); None searches them whole.
+
+    Raises LrfaceError when facenet-pytorch is not installed, UsageError for settings out of range.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        min_face_size: int = 20,
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+        min_score: float = 0.9,
+        min_side: int = 160,
+        max_side: int | None = 2048,
+    ):
+        if min_face_size < CELL:
+            raise UsageError(f"min_face_size must be at least {CELL} pixels, found {min_face_size}")
+        if len(thresholds) != 3 or not all(0 <= value < 1 for value in thresholds):
+            raise UsageError(f"thresholds must be three numbers in [0, 1), found {thresholds}")
+        if not 0 <= min_score < 1:
+            raise UsageError(f"min_score must be in [0, 1), found {min_score}")
+        if min_side < 1 or (max_side is not None and max_side < max(min_side, 2 * min_face_size)):
+            raise UsageError(f"min_side {min_side} and max_side {max_side} leave no image size to search")
+        self.device = torch.device(device)
+        self.min_face_size = min_face_size
+        self.thresholds = thresholds
+        self.min_score = min_score
+        self.min_side = min_side
+        self.max_side = max_side
+        proposal, refine, output = _mtcnn_weights()
+        self._proposal = _ProposalNetwork(proposal, self.device)
+        self._refine = _RefineNetwork(refine, self.device)
+        self._output = _OutputNetwork(output, self.device)
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """Faces of every image: uint8 [h, w, 3] RGB, of any sizes -> one list of detections an image, surest first.
+
+        Coordinates are in pixels of the image given. An image without a face gives an empty list. Raises ValueError
+        for an image of another shape or type.
+        """
+        for at, image in enumerate(images):
+            if (
+                not isinstance(image, np.ndarray)
+                or image.dtype != np.uint8
+                or image.ndim != 3
+                or image.shape[2] != 3
+            ):
+                found = (
+                    f"{image.dtype} {list(image.shape)}"
+                    if isinstance(image, np.ndarray)
+                    else type(image).__name__
+                )
+                raise ValueError(f"image {at} must be a uint8 array [h, w, 3], found {found}")
+            if 0 in image.shape:
+                raise ValueError(f"image {at} is empty: {list(image.shape)}")
+        results: list[list[Detection]] = [[] for _ in images]
+        with torch.inference_mode():
+            for group in _batches([image.shape for image in images]):
+                prepared = [self._prepare(images[i]) for i in group]
+                found_faces = self._cascade([image for image, _ in prepared])
+                for i, (_, scale), faces in zip(group, prepared, found_faces, strict=True):
+                    results[i] = [_scale_back(face, scale, images[i].shape) for face in faces]
+        return results
+
+    def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+        """The copy that is searched, and by how much it is larger than the image in x and y."""
+        height, width = image.shape[:2]
+        short, long = min(height, width), max(height, width)
+        target = 1.0
+        if short < self.min_side:
+            target = self.min_side / short
+        if self.max_side is not None and long * target > self.max_side:
+            target = self.max_side / long
+        if target == 1.0:
+            return np.ascontiguousarray(image), (1.0, 1.0)
+        new_width, new_height = max(1, round(width * target)), max(1, round(height * target))
+        kind = cv2.INTER_CUBIC if target > 1 else cv2.INTER_AREA
+        copy = cv2.resize(image, (new_width, new_height), interpolation=kind)
+        return copy, (new_width / width, new_height / height)
+
+    def _cascade(self, images: list[np.ndarray]) -> list[list[Detection]]:
+        # Sums over rectangles make every later average exact and cheap, whatever the scale.
+        sums = [cv2.integral(image, sdepth=cv2.CV_32S) for image in images]
+        boxes = self._propose(images, sums)
+        boxes = self._refine_boxes(sums, boxes)
+        return self._final_faces(sums, boxes)
+
+    def _propose(self, images: list[np.ndarray], sums: list[np.ndarray]) -> list[np.ndarray]:
+        """First network, over the pyramid of every image: float32 [n, 4] square boxes an image."""
+        candidates: list[list[np.ndarray]] = [[] for _ in images]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            by_size.setdefault(image.shape[:2], []).append(i)
+        for (height, width), members in by_size.items():
+            for scale in self._scales(height, width):
+                out_h, out_w = int(height * scale + 1), int(width * scale + 1)
+                level = np.stack([_area_resize(sums[i], out_h, out_w) for i in members])
+                probability, shift = self._proposal(torch.from_numpy(level).to(self.device))
+                batch, row, column = np.nonzero(probability >= self.thresholds[0])
+                score = probability[batch, row, column]
+                shifts = shift[batch, :, row, column]
+                cell = np.stack([column, row], axis=1).astype(np.float32)
+                first = np.floor((STRIDE * cell + 1) / np.float32(scale))
+                last = np.floor((STRIDE * cell + CELL) / np.float32(scale))
+                found = np.concatenate([first, last, score[:, None], shifts], axis=1)
+                for position, i in enumerate(members):
+                    mine = found[batch == position]
+                    if len(mine):
+                        candidates[i].append(mine[_suppress(mine[:, :4], mine[:, 4], 0.5)])
+        boxes = []
+        for mine in candidates:
+            if not mine:
+                boxes.append(np.zeros((0, 4), np.float32))
+                continue
+            joined = np.concatenate(mine)
+            joined = joined[_suppress(joined[:, :4], joined[:, 4], 0.7)]
+            extent = joined[:, 2:4] - joined[:, :2]
+            moved = joined[:, :4] + joined[:, 5:9] * np.tile(extent, 2)
+            boxes.append(_square(moved))
+        return boxes
+
+    def _scales(self, height: int, width: int) -> list[float]:
+        scale = CELL / self.min_face_size
+        side = min(height, width) * scale
+        scales = []
+        while side >= CELL:
+            scales.append(scale)
+            scale *= PYRAMID_STEP
+            side *= PYRAMID_STEP
+        return scales
+
+    def _refine_boxes(self, sums: list[np.ndarray], boxes: list[np.ndarray]) -> list[np.ndarray]:
+        """Second network on every candidate: float32 [n, 4] square boxes an image."""
+        boxes, crops = _crop_all(sums, boxes, 24)
+        if crops is None:
+            return boxes
+        score, shift = self._refine(crops.to(self.device))
+        refined, start = [], 0
+        for mine in boxes:
+            mine_score, mine_shift = score[start : start + len(mine)], shift[start : start + len(mine)]
+            start += len(mine)
+            keep = np.flatnonzero(mine_score > self.thresholds[1])
+            keep = keep[_suppress(mine[keep], mine_score[keep], 0.7)]
+            refined.append(_square(_regress(mine[keep], mine_shift[keep])))
+        return refined
+
+    def _final_faces(self, sums: list[np.ndarray], boxes: list[np.ndarray]) -> list[list[Detection]]:
+        """Third network: faces of every image, surest first."""
+        boxes, crops = _crop_all(sums, boxes, 48)
+        if crops is None:
+            return [[] for _ in boxes]
+        score, shift, points = self._output(crops.to(self.device))
+        threshold = max(self.thresholds[2], self.min_score)
+        faces, start = [], 0
+        for mine in boxes:
+            stop = start + len(mine)
+            mine_score, mine_shift, mine_points = score[start:stop], shift[start:stop], points[start:stop]
+            start = stop
+            # Suppression comes before min_score, so that a lower min_score only ever adds faces.
+            keep = np.flatnonzero(mine_score > self.thresholds[2])
+            extent = mine[keep, 2:4] - mine[keep, :2] + 1
+            landmarks = np.stack(
+                [
+                    extent[:, :1] * mine_points[keep, :5] + mine[keep, :1] - 1,
+                    extent[:, 1:] * mine_points[keep, 5:] + mine[keep, 1:2] - 1,
+                ],
+                axis=2,
+            )
+            final = _regress(mine[keep], mine_shift[keep])
+            faces.append(
+                [
+                    Detection(final[k], float(mine_score[keep[k]]), landmarks[k])
+                    for k in _suppress_nested(final, mine_score[keep], 0.7)
+                    if mine_score[keep[k]] > threshold
+                ]
+            )
+        return faces
+
+
+def choose_faces(
+    detections: Sequence[Detection], image_shape: Sequence[int], rule: str = "largest-central"
+) -> list[Detection]:
+    """The faces that a rule takes from one photograph of ``image_shape`` (height, width, ...).
+
+    "largest-central": the one with the largest area minus twice the squared distance of its centre from the centre of
+    the photograph (so that a bystander in front of the camera's edge does not win); "largest": the largest area;
+    "all": every face, largest first. Returns at most one face for the first two; raises UsageError for another rule.
+    """
+    if rule not in FACE_RULES:
+        raise UsageError(f"unknown face rule {rule!r}; there are {', '.join(FACE_RULES)}")
+    if not detections:
+        return []
+    boxes = np.stack([face.box for face in detections]).astype(np.float64)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    if rule == "all":
+        return [detections[i] for i in np.argsort(-area, kind="stable")]
+    if rule == "largest-central":
+        middle = np.array([image_shape[1] / 2, image_shape[0] / 2])
+        away = (boxes[:, :2] + boxes[:, 2:]) / 2 - middle
+        area = area - 2.0 * (away**2).sum(axis=1)
+    return [detections[int(np.argmax(area))]]
+
+
+def _mtcnn_weights() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    try:
+        from facenet_pytorch import MTCNN
+    except ImportError as error:
+        raise LrfaceError(
+            f"the face detector needs facenet-pytorch, which cannot be imported ({error}): "
+            "pip install --no-deps facenet-pytorch==2.5.3"
+        ) from error
+    networks = MTCNN(device=torch.device("cpu"))
+    return networks.pnet.state_dict(), networks.rnet.state_dict(), networks.onet.state_dict()
+
+
+def _batches(shapes: Sequence[Sequence[int]], pixels: int = 4_000_000) -> list[list[int]]:
+    """Positions in groups whose images together stay below ``pixels`` (or of one image), equal sizes together."""
+    groups: list[list[int]] = []
+    total = 0
+    for i in sorted(range(len(shapes)), key=lambda i: (shapes[i][0], shapes[i][1], i)):
+        size = shapes[i][0] * shapes[i][1]
+        if not groups or total + size > pixels:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += size
+    return groups
+
+
+def _scale_back(face: Detection, scale: tuple[float, float], shape: Sequence[int]) -> Detection:
+    if scale == (1.0, 1.0):
+        return face
+    # A pixel is an area: centre 0 of the image lies at (scale - 1) / 2 of the copy.
+    factor = np.asarray(scale, dtype=np.float32)
+    landmarks = (face.landmarks + 0.5) / factor - 0.5
+    box = face.box / np.tile(factor, 2)
+    return Detection(box.astype(np.float32), face.score, landmarks.astype(np.float32))
+
+
+class _Layers:
+    """Weights of one network, ready for convolution over channels-last batches."""
+
+    def __init__(self, weights: dict[str, Tensor], device: torch.device):
+        self._weights = {name: value.detach().to(device, torch.float32) for name, value in weights.items()}
+        # Networks expect (pixel - 127.5) / 128: folded into the first layer, which is exact as it pads nothing.
+        first = self._weights["conv1.weight"]
+        self._weights["conv1.bias"] = self._weights["conv1.bias"] - first.sum(dim=(1, 2, 3)) * (
+            127.5 * 0.0078125
+        )
+        self._weights["conv1.weight"] = first * 0.0078125
+        for name, value in self._weights.items():
+            if value.ndim == 4:
+                self._weights[name] = value.contiguous(memory_format=torch.channels_last)
+
+    def convolution(self, x: Tensor, number: int | str) -> Tensor:
+        x = F.conv2d(x, self._weights[f"conv{number}.weight"], self._weights[f"conv{number}.bias"])
+        return F.prelu(x, self._weights[f"prelu{number}.weight"])
+
+    def head(self, x: Tensor, name: str) -> Tensor:
+        if x.ndim == 4:
+            return F.conv2d(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+        return F.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+
+    def dense(self, x: Tensor, number: int) -> Tensor:
+        # The published weights expect the order width, height, channel.
+        x = x.permute(0, 3, 2, 1).reshape(len(x), -1)
+        return F.prelu(self.head(x, f"dense{number}"), self._weights[f"prelu{number}.weight"])
+
+    @staticmethod
+    def probability(logits: Tensor) -> Tensor:
+        """Second of two softmax outputs."""
+        return torch.sigmoid(logits[:, 1] - logits[:, 0])
+
+
+class _ProposalNetwork(_Layers):
+    def __call__(self, level: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n, h, w, 3] pixels 0..255 -> probability [n, h', w'] and shift [n, 4, h', w']."""
+        x = self.convolution(level.permute(0, 3, 1, 2), 1)
+        x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+        x = self.convolution(self.convolution(x, 2), 3)
+        return self.probability(self.head(x, "conv4_1")).cpu().numpy(), self.head(x, "conv4_2").cpu().numpy()
+
+
+class _RefineNetwork(_Layers):
+    def __call__(self, crops: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n, 24, 24, 3] -> probability [n] and shift [n, 4]."""
+        scores, shifts = [], []
+        for part in crops.permute(0, 3, 1, 2).split(512):
+            x = F.max_pool2d(self.convolution(part, 1), 3, 2, ceil_mode=True)
+            x = F.max_pool2d(self.convolution(x, 2), 3, 2, ceil_mode=True)
+            x = self.dense(self.convolution(x, 3), 4)
+            scores.append(self.probability(self.head(x, "dense5_1")))
+            shifts.append(self.head(x, "dense5_2"))
+        return torch.cat(scores).cpu().numpy(), torch.cat(shifts).cpu().numpy()
+
+
+class _OutputNetwork(_Layers):
+    def __call__(self, crops: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float32 [n, 48, 48, 3] -> probability [n], shift [n, 4] and landmarks [n, 10] (five x, five y)."""
+        scores, shifts, points = [], [], []
+        for part in crops.permute(0, 3, 1, 2).split(256):
+            x = F.max_pool2d(self.convolution(part, 1), 3, 2, ceil_mode=True)
+            x = F.max_pool2d(self.convolution(x, 2), 3, 2, ceil_mode=True)
+            x = F.max_pool2d(self.convolution(x, 3), 2, 2, ceil_mode=True)
+            x = self.dense(self.convolution(x, 4), 5)
+            scores.append(self.probability(self.head(x, "dense6_1")))
+            shifts.append(self.head(x, "dense6_2"))
+            points.append(self.head(x, "dense6_3"))
+        return (
+            torch.cat(scores).cpu().numpy(),
+            torch.cat(shifts).cpu().numpy(),
+            torch.cat(points).cpu().numpy(),
+        )
+
+
+def _windows(length: np.ndarray | int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where ``parts`` averaging windows over ``length`` pixels begin and end: they overlap when it does not divide."""
+    at = np.arange(parts)
+    length = np.asarray(length)[..., None]
+    return (at * length) // parts, -((-(at + 1) * length) // parts)
+
+
+def _area_resize(sums: np.ndarray, out_h: int, out_w: int) -> np.ndarray:
+    """Average-resample a whole image given its rectangle sums [h + 1, w + 1, 3]: float32 [out_h, out_w, 3]."""
+    top, bottom = _windows(sums.shape[0] - 1, out_h)
+    left, right = _windows(sums.shape[1] - 1, out_w)
+    rows = sums.take(bottom, axis=0) - sums.take(top, axis=0)
+    total = rows.take(right, axis=1) - rows.take(left, axis=1)
+    area = np.outer(bottom - top, right - left).astype(np.float32)
+    return total.astype(np.float32) / area[..., None]
+
+
+def _crop_all(
+    sums: list[np.ndarray], boxes: list[np.ndarray], size: int
+) -> tuple[list[np.ndarray], Tensor | None]:
+    """The boxes that overlap their image, and their contents resampled: float32 [total, size, size, 3]."""
+    kept, crops = [], []
+    for image_sums, mine in zip(sums, boxes, strict=True):
+        height, width = image_sums.shape[0] - 1, image_sums.shape[1] - 1
+        corners = np.trunc(mine).astype(np.int64)
+        left, top = np.maximum(corners[:, 0], 1) - 1, np.maximum(corners[:, 1], 1) - 1
+        right, bottom = np.minimum(corners[:, 2], width), np.minimum(corners[:, 3], height)
+        inside = (right > left) & (bottom > top)
+        kept.append(mine[inside])
+        if inside.any():
+            crops.append(
+                _area_crops(image_sums, top[inside], bottom[inside], left[inside], right[inside], size)
+            )
+    return kept, torch.from_numpy(np.concatenate(crops)) if crops else None
+
+
+def _area_crops(
+    sums: np.ndarray, top: np.ndarray, bottom: np.ndarray, left: np.ndarray, right: np.ndarray, size: int
+) -> np.ndarray:
+    """Average-resample n rectangles [n] of one image: float32 [n, size, size, 3]."""
+    y0, y1 = (top[:, None] + edge for edge in _windows(bottom - top, size))
+    x0, x1 = (left[:, None] + edge for edge in _windows(right - left, size))
+    stride = sums.shape[1]
+    flat = sums.reshape(-1, 3)
+
+    def corner(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return flat.take(y[:, :, None] * stride + x[:, None, :], axis=0)
+
+    total = corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0)
+    area = ((y1 - y0)[:, :, None] * (x1 - x0)[:, None, :]).astype(np.float32)
+    return total.astype(np.float32) / area[..., None]
+
+
+def _square(boxes: np.ndarray) -> np.ndarray:
+    """Boxes [n, 4] grown to squares about their centres."""
+    extent = boxes[:, 2:4] - boxes[:, :2]
+    side = extent.max(axis=1, keepdims=True)
+    corner = boxes[:, :2] + extent * np.float32(0.5) - side * np.float32(0.5)
+    return np.concatenate([corner, corner + side], axis=1)
+
+
+def _regress(boxes: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Boxes [n, 4] moved by shifts [n, 4] in units of their size."""
+    extent = boxes[:, 2:4] - boxes[:, :2] + 1
+    return boxes + shift * np.tile(extent, 2)
+
+
+def _suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarray:
+    """Positions that survive non-maximum suppression by intersection over union, best score first."""
+    from torchvision.ops import nms
+
+    return nms(torch.from_numpy(np.ascontiguousarray(boxes)), torch.from_numpy(scores), overlap).numpy()
+
+
+def _suppress_nested(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
+    """As ``_suppress``, but by intersection over the smaller of the two areas: also drops a face within a face."""
+    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    left = np.argsort(scores)[::-1]
+    keep = []
+    while len(left):
+        best, left = left[0], left[1:]
+        keep.append(int(best))
+        low = np.maximum(boxes[best, :2], boxes[left, :2])
+        high = np.minimum(boxes[best, 2:4], boxes[left, 2:4])
+        shared = np.maximum(high - low + 1, 0).prod(axis=1)
+        left = left[shared / np.minimum(area[best], area[left]) <= overlap]
+    return keep
