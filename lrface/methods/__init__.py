@@ -1,0 +1,12 @@
+"""Training methods by name."""
+
+from lrface.methods.base import Method, StepOutput
+from lrface.methods.classify import Classify
+from lrface.methods.qualnet import QualNet
+from lrface.registry import Registry
+
+METHODS: Registry[Method] = Registry("method")
+METHODS.register("classify", Classify)
+METHODS.register("qualnet", QualNet)
+
+__all__ = ["METHODS", "Classify", "Method", "QualNet", "StepOutput"]

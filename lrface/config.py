@@ -1,0 +1,326 @@
+"""Recipes: strict YAML <-> dataclasses, and dotted overrides. An unknown key is an error that names the nearest."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lrface.errors import UsageError
+from lrface.registry import nearest
+
+
+@dataclass
+class Named:
+    """Something built by name; every further key is an argument of its builder."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Synthetic:
+    """The embedded procedural identities (smoke tests and demos, not research)."""
+
+    identities: int = 200
+    images_per_identity: int = 20
+    seed: int = 0
+    first_identity: int = 0
+
+
+@dataclass
+class Data:
+    """What is trained on.
+
+    path: packed data or a folder of identity folders of aligned crops; looked for as it stands, then below
+        the data root (--data, $LRFACE_DATA, ~/.cache/lrface).
+    synthetic: the embedded identities instead of a path.
+    cache: true keeps all decoded faces in memory, "auto" does so up to 4 GiB.
+    """
+
+    path: str | None = None
+    synthetic: Synthetic | None = None
+    batch_size: int = 256
+    workers: int = 0
+    cache: str | bool = "auto"
+
+
+@dataclass
+class Degrade:
+    """See lrface.degrade.policy.ResolutionPolicy."""
+
+    clean_share: float = 0.5
+    sizes: list[int] = field(default_factory=lambda: [56, 28, 14])
+    continuous: list[int] | None = None
+    down: list[str] = field(default_factory=lambda: ["nearest"])
+    up: list[str] = field(default_factory=lambda: ["bilinear"])
+    mirror: float = 0.5
+
+
+@dataclass
+class Optimiser:
+    """See lrface.train.trainer.Optimiser."""
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    clip_norm: float | None = None
+
+
+@dataclass
+class Schedule:
+    """See lrface.train.schedule.Schedule."""
+
+    kind: str = "multistep"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    warmup_steps: int = 0
+    final: float = 0.0
+
+
+@dataclass
+class Stage:
+    """One stage: a method, what it sees, for how long, and what it takes from the stage before.
+
+    load: parts copied from the stage before: encoder, head, decoder.
+    steps or epochs: exactly one.
+    """
+
+    name: str
+    method: Named
+    degrade: Degrade = field(default_factory=Degrade)
+    load: list[str] = field(default_factory=list)
+    steps: int | None = None
+    epochs: float | None = None
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+@dataclass
+class Trainer:
+    """See lrface.train.trainer.Trainer."""
+
+    device: str = "auto"
+    precision: str = "bfloat16"
+    channels_last: bool = True
+    compile: str | bool = False
+    threads: int | None = None
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    log_every: int = 10
+    tensorboard: bool = True
+
+
+@dataclass
+class Recipe:
+    """A whole training run. ``start_from`` is a model whose encoder the first stage starts from."""
+
+    name: str
+    stages: list[Stage]
+    description: str = ""
+    seed: int = 0
+    out: str | None = None
+    start_from: str | None = None
+    data: Data = field(default_factory=Data)
+    backbone: Named = field(default_factory=lambda: Named("ir50"))
+    head: Named = field(default_factory=lambda: Named("cosface"))
+    decoder: Named = field(default_factory=lambda: Named("subpixel"))
+    trainer: Trainer = field(default_factory=Trainer)
+
+
+def _describe(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        problem: UsageError | None = None
+        for option in (option for option in options if option is not type(None)):
+            try:
+                return _convert(option, value, where)
+            except UsageError as error:
+                problem = problem or error
+        assert problem is not None
+        raise problem
+    if origin is list:
+        if not isinstance(value, list):
+            raise UsageError(f"{where} must be a list; found {value!r}")
+        (inner,) = typing.get_args(kind)
+        return [_convert(inner, item, f"{where}.{index}") for index, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} must be a mapping; found {value!r}")
+        return value
+    if kind is Named:
+        return _named(value, where)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text: only 1.0e-3 is a number to it.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
+        return value
+    raise UsageError(f"{where} must be of type {_describe(kind)}; found {value!r}")
+
+
+def _named(value: Any, where: str) -> Named:
+    if isinstance(value, str):
+        return Named(value)
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise UsageError(f"{where} must be a name, or a mapping with a name and arguments; found {value!r}")
+    return Named(value["name"], {key: item for key, item in value.items() if key != "name"})
+
+
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise UsageError(f"{where or 'the recipe'} must be a mapping; found {value!r}")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in hints:
+            raise UsageError(f"unknown key {prefix}{key}{nearest(str(key), hints)}; known: {', '.join(hints)}")
+    required = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    for key in required:
+        if key not in value:
+            raise UsageError(f"{prefix}{key} is missing")
+    return kind(**{key: _convert(hints[key], item, f"{prefix}{key}") for key, item in value.items()})
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set ``dotted.key=value`` in ``raw``; the value is read as YAML. List items go by index or by name.
+
+    Raises:
+        UsageError: no "=", an index out of range, a path through a value.
+    """
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise UsageError(f"an override is key=value, such as data.batch_size=64; found {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the value of override {override!r} is no YAML: {error}") from error
+    place: Any = raw
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(place, list):
+            index = _list_index(place, key, override)
+            if last:
+                place[index] = value
+            else:
+                place = place[index]
+        elif isinstance(place, dict):
+            if last:
+                place[key] = value
+            else:
+                if isinstance(place.get(key), str):  # "head: cosface" is short for "head: {name: cosface}"
+                    place[key] = {"name": place[key]}
+                elif place.get(key) is None:
+                    place[key] = {}
+                place = place[key]
+        else:
+            raise UsageError(f"override {override!r}: {'.'.join(keys[:depth])} is a value and has no {key!r}")
+
+
+def _list_index(items: list[Any], key: str, override: str) -> int:
+    names = [item.get("name") for item in items if isinstance(item, dict)]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    known = ", ".join(str(name) for name in names if name) or "none"
+    raise UsageError(f"override {override!r}: no item {key!r}; items 0 to {len(items) - 1}, named {known}")
+
+
+def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """A recipe from what YAML gave, after ``overrides``.
+
+    Raises:
+        UsageError: an unknown key (naming the nearest), a wrong type, a missing field.
+    """
+    if not isinstance(raw, dict):
+        raise UsageError(f"a recipe is a mapping of fields; found {type(raw).__name__}")
+    for override in overrides:
+        apply_override(raw, override)
+    recipe: Recipe = _dataclass(Recipe, raw, "")
+    if not recipe.stages:
+        raise UsageError("stages must list at least one stage")
+    names = [stage.name for stage in recipe.stages]
+    for index, stage in enumerate(recipe.stages):
+        where = f"stages.{index}"
+        if names.count(stage.name) > 1 or not stage.name or "/" in stage.name:
+            raise UsageError(f"{where}.name must be unique and without '/'; found {stage.name!r}")
+        if (stage.steps is None) == (stage.epochs is None):
+            raise UsageError(f"{where}: give exactly one of steps and epochs")
+        if (stage.steps or 0) < 0 or (stage.epochs or 0) < 0 or not (stage.steps or stage.epochs):
+            raise UsageError(f"{where}: steps or epochs must be above 0")
+        if stage.load and index == 0:
+            raise UsageError(f"{where}.load: the first stage has none before it; use start_from for a model on disk")
+        for part in stage.load:
+            if part not in ("encoder", "head", "decoder"):
+                raise UsageError(
+                    f"{where}.load takes encoder, head and decoder; found {part!r}"
+                    f"{nearest(part, ('encoder', 'head', 'decoder'))}"
+                )
+    if (recipe.data.path is None) == (recipe.data.synthetic is None):
+        raise UsageError("data: give exactly one of path and synthetic")
+    if recipe.data.batch_size < 2:
+        raise UsageError(f"data.batch_size must be at least 2 (BatchNorm needs two); found {recipe.data.batch_size}")
+    return recipe
+
+
+def read_yaml(path: Path) -> Any:
+    """What the YAML file holds. Raises UsageError naming the file and line when it is broken."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid YAML: {error}") from error
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass tree as plain values, the way a recipe file would hold it."""
+    if isinstance(value, Named):
+        return {"name": value.name, **value.arguments}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every field spelled out; reading it back gives the same recipe."""
+    return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Dotted keys whose values differ between two plain trees, as "key: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{where}.{i}")]
+    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]

@@ -1,0 +1,152 @@
+"""From a source of faces to training batches: order, decoding, batches of uint8 tensors."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lrface.data.source import FaceSource
+from lrface.errors import LrfaceError
+from lrface.progress import progress
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the ``n`` images in ``epoch``, int64 [n]: a function of its arguments alone."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def batch_seed(seed: int, step: int) -> int:
+    """The seed of one step's augmentation, so that any batch can be replayed by itself."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of indices for steps ``first`` to ``last`` (excluded).
+
+    Every epoch is a fresh permutation without repetition; its last images that do not fill a batch are left
+    out. A step's batch depends on (seed, step) alone, so a run can start again at any step.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, first: int, last: int):
+        self.n, self.batch_size, self.seed, self.first, self.last = n, batch_size, seed, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.n // self.batch_size
+        order, epoch = np.empty(0, dtype=np.int64), -1
+        for step in range(self.first, self.last):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = epoch_order(self.n, self.seed, epoch)
+            start = step % per_epoch * self.batch_size
+            yield order[start : start + self.batch_size].tolist()
+
+
+def fit_image(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize an aligned crop to ``size`` x ``size`` (area when shrinking, bilinear when enlarging)."""
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    shrinking = size < max(height, width)
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+class FaceDataset(Dataset[dict[str, Any]]):
+    """Batches of decoded faces: uint8 [n, 3, size, size] RGB and labels int64 [n]."""
+
+    def __init__(self, source: FaceSource, size: int):
+        self.source = source
+        self.size = size
+        self.labels = torch.from_numpy(np.ascontiguousarray(source.labels))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        images = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            images[row] = fit_image(self.source.image(int(index)), self.size)
+        return {
+            "image": torch.from_numpy(images).permute(0, 3, 1, 2),
+            "label": self.labels[torch.as_tensor(indices)],
+        }
+
+
+class CachedDataset(FaceDataset):
+    """All faces decoded once into memory: uint8 [n, size, size, 3]."""
+
+    def __init__(self, source: FaceSource, size: int, show_progress: bool = True):
+        super().__init__(source, size)
+        self.images = torch.empty((len(source), size, size, 3), dtype=torch.uint8)
+        target = self.images.numpy()
+        with progress(len(source), "decoding", enabled=show_progress) as bar:
+            for index in range(len(source)):
+                target[index] = fit_image(source.image(index), size)
+                bar.advance()
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        chosen = torch.as_tensor(indices)
+        return {"image": self.images[chosen].permute(0, 3, 1, 2), "label": self.labels[chosen]}
+
+
+def _same(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
+def cache_size(source: FaceSource, size: int) -> int:
+    """Bytes that the decoded faces take in memory."""
+    return len(source) * size * size * 3
+
+
+def batches(
+    dataset: FaceDataset,
+    batch_size: int,
+    seed: int,
+    first: int,
+    last: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Training batches of steps ``first`` to ``last`` (excluded), each a dict of
+
+    image: uint8 [n, 3, size, size], RGB; label: int64 [n]; seed: int, of this step's augmentation.
+
+    The images are in channels_last order. Their content does not depend on ``workers``.
+
+    Raises:
+        LrfaceError: fewer images than a batch.
+    """
+    if len(dataset) < batch_size:
+        raise LrfaceError(
+            f"the data holds {len(dataset)} images, fewer than one batch of {batch_size}; "
+            f"set data.batch_size to {len(dataset)} or less"
+        )
+    sampler = StepSampler(len(dataset), batch_size, seed, first, last)
+    if workers == 0:
+        stream: Any = (dataset.__getitems__(indices) for indices in sampler)
+    else:
+        stream = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_same,
+            pin_memory=pin_memory,
+            prefetch_factor=4,
+        )
+    for step, batch in enumerate(stream, start=first):
+        batch["seed"] = batch_seed(seed, step)
+        yield batch
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 [0, 255] -> float32 [0, 1]; float tensors pass as they are."""
+    return images.float().div_(255.0) if images.dtype == torch.uint8 else images

@@ -1,0 +1,99 @@
+"""Files that appear whole or not at all: written aside, synced, renamed."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lrface.errors import LrfaceError
+
+
+def _explain(error: OSError, path: Path) -> LrfaceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LrfaceError(
+            f"cannot write {path}: the disk is full. Nothing finished before is lost; free space and run the same "
+            "command again"
+        )
+    return LrfaceError(f"cannot write {path}: {error.strerror or error}")
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it is synced and renamed to ``path``, else removed.
+
+    Raises:
+        LrfaceError: the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        _sync(aside)
+        os.replace(aside, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Give a temporary directory; on success its files are synced and it is renamed to ``path``, else removed.
+
+    Raises:
+        LrfaceError: the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for file in aside.iterdir():
+            _sync(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` whole or not at all."""
+    with atomic_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a JSON object. Raises LrfaceError naming ``what`` when it is missing or broken."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LrfaceError(f"{path} ({what}) does not exist") from error
+    except (OSError, ValueError) as error:
+        raise LrfaceError(f"{path} ({what}) cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise LrfaceError(f"{path} ({what}) must hold a JSON object; found {type(value).__name__}")
+    return value

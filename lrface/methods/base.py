@@ -1,0 +1,77 @@
+"""The seam between methods and the trainer: what one training step computes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrface.data.dataset import as_float
+from lrface.degrade.policy import ResolutionPolicy
+
+
+@dataclass
+class StepOutput:
+    """What a training step gives back.
+
+    loss: scalar; the trainer calls backward on it.
+    logs: detached scalars that are only shown.
+    """
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """A training method. It knows no configuration, command line, logger or rank.
+
+    Attributes:
+        encoder: what is exported and evaluated.
+        needs: batch keys it reads; the trainer checks them once at the start.
+    """
+
+    encoder: nn.Module
+    needs: tuple[str, ...] = ("image", "label", "seed")
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Augmentation on the device, outside of autograd; returns the batch."""
+        return batch
+
+    def forward(self, batch: dict[str, Any]) -> StepOutput:
+        raise TypeError(f"{type(self).__name__} must define forward(batch)")
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Every parameter the main optimiser owns: weights with decay, BatchNorm, bias and PReLU without."""
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for _, parameter in self._trainable():
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+
+def degrade_batch(batch: dict[str, Any], policy: ResolutionPolicy) -> dict[str, Any]:
+    """Mirror and degrade a batch of uint8 or [0, 1] images.
+
+    Args:
+        batch: ``image`` uint8 or float [n, 3, h, h], ``seed`` int: the seed this batch's parameters come from.
+
+    Returns:
+        The batch with ``image`` float32 [n, 3, h, h] (degraded) and ``hq`` (its clean original).
+    """
+    images = as_float(batch["image"])
+    generator = torch.Generator().manual_seed(int(batch["seed"]))
+    parameters = policy.sample(len(images), images.shape[-1], generator)
+    degraded, hq = policy.apply(images, parameters)
+    # "seed" stays behind: a number that changes each step would make a compiled forward compile each step.
+    rest = {key: value for key, value in batch.items() if key not in ("image", "seed")}
+    return {**rest, "image": degraded, "hq": hq}
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of a batch whose largest logit is the label's; with a margin head this is the margin's accuracy."""
+    return (logits.detach().argmax(1) == labels).float().mean()

@@ -1,0 +1,93 @@
+"""QualNet: recognition and reconstruction of the clean image from one feature map, in two stages.
+
+Stage 1 of QualNet-LM (paper 000, appendix D): encoder and decoder on clean images, nothing frozen. Stage 2
+(paper 001, Algorithm 1): the decoder frozen, the encoder from stage 1 with its BatchNorm frozen, clean and
+low-resolution images, loss L_softmax + lambda L_quality (eq. 6).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lrface.degrade.policy import ResolutionPolicy
+from lrface.errors import UsageError
+from lrface.losses import quality_loss
+from lrface.methods.base import Method, StepOutput, accuracy, degrade_batch
+from lrface.models.blocks import FaceBackbone, batchnorm_eval, freeze_batchnorm
+
+FREEZABLE = ("decoder", "batchnorm")
+
+
+class QualNet(Method):
+    """Encoder, head and decoder on one batch: L_softmax + lambda L_quality (paper 001, eq. 6).
+
+    Args:
+        encoder: face backbone; its ``features`` feed the decoder.
+        head: ``head(embeddings, labels) -> logits``.
+        decoder: feature map -> image [n, 3, h, w].
+        policy: clean images only in stage 1; clean and low-resolution ones in stage 2.
+        quality_weight: lambda, 1.0 for QualNet-LM (Table 4).
+        clip: clip the reconstruction to [0, 1] before the distance (appendix A); for stage 2.
+        freeze: any of "decoder" (parameters and statistics) and "batchnorm" (the encoder's statistics and
+            affine parameters).
+
+    Raises:
+        UsageError: a negative lambda or an unknown part to freeze.
+    """
+
+    def __init__(
+        self,
+        encoder: FaceBackbone,
+        head: nn.Module,
+        decoder: nn.Module,
+        policy: ResolutionPolicy,
+        quality_weight: float = 1.0,
+        clip: bool = True,
+        freeze: Iterable[str] = (),
+    ):
+        super().__init__()
+        if quality_weight < 0:
+            raise UsageError(f"quality_weight (lambda) must be at least 0; found {quality_weight}")
+        self.frozen = tuple(freeze)
+        for part in self.frozen:
+            if part not in FREEZABLE:
+                raise UsageError(f"freeze takes {' and '.join(FREEZABLE)}; found {part!r}")
+        self.encoder: FaceBackbone = encoder
+        self.head = head
+        self.decoder = decoder
+        self.policy = policy
+        self.quality_weight = quality_weight
+        self.clip = clip
+        if "decoder" in self.frozen:
+            self.decoder.requires_grad_(False)
+        if "batchnorm" in self.frozen:
+            freeze_batchnorm(self.encoder)
+
+    def train(self, mode: bool = True) -> "QualNet":
+        super().train(mode)
+        if "decoder" in self.frozen:
+            self.decoder.eval()
+        if "batchnorm" in self.frozen:
+            batchnorm_eval(self.encoder)
+        return self
+
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return degrade_batch(batch, self.policy)
+
+    def forward(self, batch: dict[str, Any]) -> StepOutput:
+        feature_map = self.encoder.features(batch["image"])
+        logits = self.head(self.encoder.embed(feature_map), batch["label"])
+        recognition = F.cross_entropy(logits, batch["label"])
+        quality = quality_loss(self.decoder(feature_map), batch["hq"], self.clip)
+        return StepOutput(
+            recognition + self.quality_weight * quality,
+            {
+                "recognition": recognition.detach(),
+                "quality": quality.detach(),
+                "accuracy": accuracy(logits, batch["label"]),
+            },
+        )

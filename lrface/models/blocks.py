@@ -1,0 +1,79 @@
+"""What every network shares: input normalisation inside the model and the interface of a face backbone."""
+
+import torch
+from torch import Tensor, nn
+
+
+class NormaliseInput(nn.Module):
+    """RGB [n, 3, h, w] in [0, 1] -> (x - 0.5) / 0.5, the range face networks are trained on.
+
+    Part of the network, so that whoever calls it can never normalise twice or not at all.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0 - 1.0
+
+
+class FaceBackbone(nn.Module):
+    """Base of the face networks: ``forward(x) = embed(features(x))``.
+
+    ``features`` takes RGB float [n, 3, 112, 112] in [0, 1] and gives the final feature map
+    [n, feature_channels, 7, 7] (f_theta in QualNet); ``embed`` turns that map into the embedding
+    [n, embedding_size] (H in QualNet, eq. 2), not L2-normalised.
+    """
+
+    embedding_size: int
+    feature_channels: int
+    input_size: int = 112
+
+    def features(self, x: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define features()")
+
+    def embed(self, feature_map: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define embed()")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(self.features(x))
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming-normal convolutions (fan out), unit BatchNorm, Xavier linear layers; PReLU slopes stay at 0.25."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            if part.affine:
+                nn.init.ones_(part.weight)
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Linear):
+            nn.init.xavier_normal_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Stop training the affine parameters of every BatchNorm in ``module``.
+
+    The running statistics stay fixed only while these layers are in eval mode: see :func:`batchnorm_eval`.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for parameter in part.parameters():
+                parameter.requires_grad_(False)
+
+
+def batchnorm_eval(module: nn.Module) -> None:
+    """Put every BatchNorm of ``module`` into eval mode, so that it uses and keeps its running statistics."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

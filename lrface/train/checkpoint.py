@@ -1,0 +1,258 @@
+"""Models and checkpoints on disk: safetensors for weights, JSON for the card, nothing that can run code.
+
+A model is NAME.safetensors (the encoder) with NAME.json (its card). A checkpoint is a directory
+``step-00001000`` with such a model, the method's other parts (``parts.safetensors``) and what the optimiser and
+the random generators need to go on (``training.pt``, read with ``weights_only=True``). A checkpoint directory is
+renamed into place when it is complete, so that whatever can be seen can be resumed.
+"""
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import lrface
+from lrface.errors import LrfaceError
+from lrface.files import atomic_directory, atomic_file, read_json, write_json
+from lrface.models import build_backbone
+
+MODEL = "model.safetensors"
+PARTS = "parts.safetensors"
+TRAINING = "training.pt"
+
+
+def make_card(architecture: dict[str, Any], encoder: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
+    """The facts a model travels with.
+
+    Args:
+        architecture: ``{"name": ..., "arguments": {...}}``, what :func:`build_backbone` is called with.
+        encoder: the network, for its embedding and input size.
+        training: what it was trained on and how; free form, JSON.
+    """
+    return {
+        "format": "lrface-model",
+        "version": 1,
+        "lrface_version": lrface.__version__,
+        "architecture": architecture,
+        "embedding_size": encoder.embedding_size,
+        "input": {"size": encoder.input_size, "colour": "RGB", "range": [0, 1], "normalisation": "inside"},
+        "training": training,
+        "licence": "unspecified: weights carry the terms of the data they were trained on",
+    }
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_model(path: str | Path, encoder: nn.Module, card: dict[str, Any]) -> Path:
+    """Write NAME.safetensors and NAME.json.
+
+    Args:
+        path: a file ending in .safetensors, or a directory (then model.safetensors in it).
+
+    Returns:
+        The path of the weights.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path / MODEL
+    with atomic_file(path) as aside:
+        save_file(_contiguous(encoder.state_dict()), aside)
+    write_json(path.with_suffix(".json"), {**card, "weights_sha256": _sha256(path)})
+    return path
+
+
+def find_model(path: str | Path) -> Path:
+    """The weights file that ``path`` means: itself, ``model.safetensors`` in it, or a run's newest checkpoint.
+
+    Raises:
+        LrfaceError: nothing there is a model.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise LrfaceError(
+                f"{path} is not a model: expected a .safetensors or .onnx file, or a directory made by `lrface train`"
+            )
+        return path
+    if not path.exists():
+        raise LrfaceError(
+            f"{path}: no such model; give a .onnx or .safetensors file or a directory made by `lrface train RECIPE`"
+        )
+    if (path / MODEL).is_file():
+        return path / MODEL
+    for stage in sorted((path / "stages").glob("*"), reverse=True):
+        newest = latest_checkpoint(stage)
+        if newest is not None:
+            return newest / MODEL
+    newest = latest_checkpoint(path)
+    if newest is not None:
+        return newest / MODEL
+    raise LrfaceError(f"{path} holds no model: neither {MODEL} nor a checkpoint of `lrface train`")
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises LrfaceError when it is missing or broken."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise LrfaceError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise LrfaceError(f"{path} is no readable safetensors file ({error}); copy or train it again") from error
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load ``state`` into ``module``, all of it and nothing else.
+
+    Raises:
+        LrfaceError: names the first tensor that is missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    other = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or extra or other:
+        found = []
+        if other:
+            key = other[0]
+            found.append(
+                f"{len(other)} tensors of another shape, first {key}: {tuple(state[key].shape)} in the file, "
+                f"{tuple(own[key].shape)} in the network"
+            )
+        if missing:
+            found.append(f"{len(missing)} missing, first {missing[0]}")
+        if extra:
+            found.append(f"{len(extra)} not of this network, first {extra[0]}")
+        raise LrfaceError(f"{what} is of another architecture: {'; '.join(found)}")
+    module.load_state_dict(state)
+
+
+def check_card(card: dict[str, Any], path: Path) -> None:
+    """Raises LrfaceError unless ``card`` describes a model this version can read and feed correctly."""
+    if card.get("format") != "lrface-model":
+        raise LrfaceError(f"{path}: field 'format' must be 'lrface-model'; found {card.get('format')!r}")
+    if card.get("version") != 1:
+        raise LrfaceError(f"{path}: written in format version {card.get('version')}; this lrface reads version 1")
+    entry = card.get("input", {})
+    for field, wanted in (("colour", "RGB"), ("range", [0, 1]), ("normalisation", "inside")):
+        if entry.get(field) != wanted:
+            raise LrfaceError(f"{path}: field 'input.{field}' must be {wanted!r}; found {entry.get(field)!r}")
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """The encoder in eval mode and its card.
+
+    Args:
+        path: see :func:`find_model`.
+
+    Raises:
+        LrfaceError: nothing there, card missing or unreadable, weights that do not fit the card (another
+            architecture, another file's card).
+    """
+    weights = find_model(path)
+    card_path = weights.with_suffix(".json")
+    card = read_json(card_path, "the card of the model")
+    check_card(card, card_path)
+    architecture = card.get("architecture")
+    if not isinstance(architecture, dict) or "name" not in architecture:
+        raise LrfaceError(f"{card_path}: field 'architecture' must hold a name and arguments; found {architecture!r}")
+    encoder = build_backbone(architecture["name"], **architecture.get("arguments", {}))
+    fill(encoder, load_state(weights), f"{weights} (its card says {architecture['name']})")
+    if card.get("weights_sha256") != _sha256(weights):
+        raise LrfaceError(f"{weights} does not belong to {card_path}: its sha256 differs from field 'weights_sha256'")
+    if card.get("embedding_size") != encoder.embedding_size:
+        raise LrfaceError(
+            f"{card_path}: field 'embedding_size' is {card.get('embedding_size')}, the network gives "
+            f"{encoder.embedding_size}"
+        )
+    return encoder.to(device).eval(), card
+
+
+@dataclass
+class TrainingState:
+    """What a run needs to go on exactly: steps done, optimiser, random generators, the method's own state."""
+
+    step: int
+    optimiser: dict[str, Any]
+    random: dict[str, Tensor]
+    extra: dict[str, Any]
+
+
+def random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def save_checkpoint(
+    folder: Path, method: nn.Module, card: dict[str, Any], state: TrainingState, keep_last: int
+) -> Path:
+    """Write ``folder/step-XXXXXXXX`` and then delete all but the newest ``keep_last`` checkpoints.
+
+    Raises:
+        LrfaceError: the disk is full or cannot be written; older checkpoints are kept.
+    """
+    path = folder / f"step-{state.step:08d}"
+    encoder = method.get_submodule("encoder")
+    with atomic_directory(path) as aside:
+        save_model(aside, encoder, {**card, "step": state.step})
+        parts = {key: value for key, value in method.state_dict().items() if not key.startswith("encoder.")}
+        save_file(_contiguous({k: v for k, v in parts.items() if isinstance(v, Tensor)}), aside / PARTS)
+        torch.save(vars(state), aside / TRAINING)
+    for old in checkpoints(folder)[:-keep_last]:
+        remove_directory(old)
+    return path
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a checkpoint so that no half of it can ever be taken for a whole."""
+    import shutil
+
+    gone = path.with_name(f".{path.name}.deleted")
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a stage, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_parts(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint's method: the encoder's under ``encoder.`` and the other parts'."""
+    state = {f"encoder.{key}": value for key, value in load_state(path / MODEL).items()}
+    return {**state, **load_state(path / PARTS)}
+
+
+def load_training_state(path: Path) -> TrainingState:
+    """Raises LrfaceError when the file is missing or broken."""
+    try:
+        return TrainingState(**torch.load(path / TRAINING, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise LrfaceError(
+            f"{path / TRAINING} cannot be read ({error}); delete {path} to resume from the checkpoint before"
+        ) from error

@@ -1,0 +1,66 @@
+"""Training logs: a CSV that survives kills and resumes without doubled rows, and TensorBoard beside it."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lrface.files import write_text
+
+
+class MetricsLog:
+    """``metrics.csv`` (and TensorBoard events) of one stage.
+
+    Args:
+        folder: where ``metrics.csv`` and ``tensorboard/`` go.
+        first_step: rows at or after this step are dropped: they belong to work that is about to be repeated.
+        tensorboard: also write TensorBoard events.
+    """
+
+    def __init__(self, folder: Path, first_step: int, tensorboard: bool = True):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.csv"
+        self._fields: list[str] | None = None
+        if self.path.exists():
+            self._keep_before(first_step)
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._file = self.path.open("a", newline="", encoding="utf-8")
+
+    def _keep_before(self, first_step: int) -> None:
+        kept: list[dict[str, str]] = []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            self._fields = list(reader.fieldnames or []) or None
+            for row in reader:
+                # A kill can leave half a last line: its step may be cut, but then its last field is missing.
+                if None in row.values() or not row["step"].isdigit() or int(row["step"]) >= first_step:
+                    break
+                kept.append(row)
+        if self._fields is None:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_text(self.path, text.getvalue())
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One row; floats are written so that they read back exactly."""
+        row = {"step": step, **{key: repr(float(value)) for key, value in values.items()}}
+        if self._fields is None:
+            self._fields = list(row)
+            self._file.write(",".join(self._fields) + "\n")
+        csv.DictWriter(self._file, self._fields, lineterminator="\n").writerow(row)
+        self._file.flush()
+        if self._writer is not None:
+            for key, value in values.items():
+                self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
