@@ -155,5 +155,196 @@ def list_recipes(
         say(f"copied to {target}; train it with: lrface train {target}")
 
 
+def parse_sizes(text: str) -> list[int]:
+    """"112,56" -> [112, 56]. Raises UsageError for anything that is no list of whole numbers."""
+    from lrface.errors import UsageError
+
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--resolutions takes whole numbers such as 112,56,28,14; found {text!r}") from error
+    return sizes
+
+
+@app.command()
+def align(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of identity folders of photographs.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the packed, aligned faces and report.csv.")],
+    size: Annotated[int, typer.Option("--size", help="Side of the aligned faces in pixels.")] = 112,
+    faces: Annotated[
+        str, typer.Option("--faces", help="Which faces of a photograph: largest-central, largest or all.")
+    ] = "largest-central",
+    workers: Annotated[int | None, typer.Option("--workers", help="Worker processes; default: one a core.")] = None,
+    min_face_size: Annotated[int, typer.Option("--min-face-size", help="Smallest face looked for, in pixels.")] = 20,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="How sure the detector must be, 0 to 1; default: its own.")
+    ] = None,
+    image_format: Annotated[str, typer.Option("--format", help="How faces are stored: jpeg or png.")] = "jpeg",
+    quality: Annotated[int, typer.Option("--quality", help="JPEG quality, 1 to 100.")] = 95,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    json_output: Json = False,
+) -> None:
+    """Find faces in photographs, align them to five points and pack them for training.
+
+    SRC holds one folder for each identity. OUT gets Arrow shards, index.json and report.csv, which says of every
+    file what became of it. The same command goes on after a kill and ends with the same data.
+    """
+    with errors_for_users():
+        from lrface.align.pipeline import align_folder
+
+        settings: dict[str, Any] = {} if min_score is None else {"min_score": min_score}
+        summary = align_folder(
+            source,
+            out,
+            image_size=size,
+            face_rule=faces,
+            workers=workers,
+            min_face_size=min_face_size,
+            image_format=image_format,
+            quality=quality,
+            device=device,
+            **settings,
+        )
+        print_json(summary.to_dict()) if json_output else print(summary)
+
+
+@app.command()
+def verify(
+    model: Annotated[
+        list[str], typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file; several compare.")
+    ],
+    benchmark: Annotated[
+        list[str],
+        typer.Option(
+            "--benchmark",
+            help="lfw, agedb30, cfp_fp, cfp_ff, calfw, cplfw, vgg2_fp, a .bin pack, or a folder with pairs.txt; may repeat.",
+        ),
+    ],
+    resolutions: Annotated[str, typer.Option("--resolutions", help="Test sizes in pixels.")] = "112,56,28,14",
+    data: DataRoot = None,
+    pairs: Annotated[Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")] = None,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored image.")] = True,
+    cross: Annotated[bool, typer.Option("--cross", help="Also full-size gallery against each size.")] = False,
+    down: Annotated[str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")] = "nearest",
+    up: Annotated[str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")] = "bilinear",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")] = 64,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes that align photographs.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy against resolution: FILE.png/.svg/.pdf.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Verification accuracy at several resolutions, by ten folds, with TAR@FAR.
+
+    Both images of a pair are brought down to each size and up again. Benchmarks are looked for in --data, then
+    $LRFACE_DATA, then ~/.cache/lrface; photographs are aligned once and kept in the cache.
+    """
+    with errors_for_users():
+        from lrface.benchmarks.report import plot_results, results_table
+        from lrface.benchmarks.verification import evaluate_verification, load_benchmark
+        from lrface.embed import load_embedder
+
+        sizes = parse_sizes(resolutions)
+        embedders = [load_embedder(path, device=device, precision=precision) for path in model]
+        rows: list[dict[str, Any]] = []
+        for name in benchmark:
+            pairs_set = load_benchmark(name, data=data, pairs=pairs, workers=workers)
+            for path, embedder in zip(model, embedders, strict=True):
+                found = evaluate_verification(
+                    embedder.embed_tensor,
+                    pairs_set,
+                    sizes,
+                    flip=flip,
+                    down=down,
+                    up=up,
+                    batch_size=batch_size,
+                    cross=cross,
+                )
+                rows += [{"model": path, "model_sha256": embedder.model_sha256, **row} for row in found]
+        if plot is not None:
+            plot_results({path: [row for row in rows if row["model"] == path] for path in model}, plot)
+            say(f"plot: {plot}")
+        if json_output:
+            print_json({"results": rows})
+        else:
+            single = len(model) == 1
+            print(results_table([{k: v for k, v in row.items() if not (single and k == "model")} for row in rows]))
+
+
+@app.command()
+def embed(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="Images and folders of images.")],
+    model: Annotated[str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the vectors go: .parquet or .npz.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="crop (aligned square faces), photo (detect and align), auto by size.")
+    ] = "auto",
+    faces: Annotated[
+        str, typer.Option("--faces", help="Which faces of a photograph: largest-central, largest or all.")
+    ] = "largest-central",
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
+    json_output: Json = False,
+) -> None:
+    """Embed images into a file of unit vectors with box, score and effective resolution.
+
+    What cannot be read or shows no face is listed with its reason in OUT.failures.csv; the job goes on.
+    """
+    with errors_for_users():
+        from dataclasses import asdict
+
+        from lrface.embed import embed_paths, load_embedder
+
+        embedder = load_embedder(model, device=device, precision=precision)
+        summary = embed_paths(embedder, paths, out, kind=kind, faces=faces, flip=flip, batch_size=batch_size)
+        if json_output:
+            print_json({key: str(v) if isinstance(v, Path) else v for key, v in asdict(summary).items()})
+        else:
+            rate = summary.images / max(summary.seconds, 1e-9)
+            print(
+                f"{summary.out}: {summary.faces} faces of {summary.embedded} images in {summary.seconds:.1f} s "
+                f"({rate:.0f} images/s); {summary.failures} images failed"
+                + (f", reasons in {summary.failures_file}" if summary.failures else "")
+            )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="An image: aligned crop or photograph.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another image.")],
+    model: Annotated[str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")],
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Cosine from which on it is the same person.")
+    ] = None,
+    kind: Annotated[str, typer.Option("--kind", help="crop, photo or auto.")] = "auto",
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Whether two images show the same person: similarity and a verdict."""
+    with errors_for_users():
+        from dataclasses import asdict
+
+        from lrface.embed import load_embedder
+
+        found = load_embedder(model).compare(first, second, threshold=threshold, kind=kind, flip=flip)
+        print_json({**asdict(found), "calibrated": found.calibrated}) if json_output else print(found.statement)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for runs and the picture.")] = Path("demo-output"),
+    json_output: Json = False,
+) -> None:
+    """The whole job on embedded data: align a photograph, train, verify, embed, draw. About 5 minutes, no network."""
+    with errors_for_users():
+        from lrface.demo import run_demo
+
+        summary = run_demo(out, say=say)
+        if json_output:
+            print_json(summary)
+
+
 if __name__ == "__main__":
     app()

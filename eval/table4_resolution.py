@@ -1,0 +1,199 @@
+"""Table 4 of the QualNet paper on the data at hand: one network for every resolution against specialised ones.
+
+Trains the recipes configs/celeba300/*.yaml on celeba300_112 from scratch, tests them on LFW at 112, 56, 28 and
+14 pixels, and writes eval/results/table4_resolution.json and .md. Every run and every test is kept: the same
+command goes on where it stopped.
+
+    python eval/table4_resolution.py --data DATA --runs runs/table4
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrface import recipes
+from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
+from lrface.files import write_json, write_text
+from lrface.train.checkpoint import load_model
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SIZES = (112, 56, 28, 14)
+PLAN = (
+    "vanilla:0",
+    "specialised_56:0",
+    "specialised_28:0",
+    "specialised_14:0",
+    "naive:0",
+    "qualnet_lm:0",
+    "naive:1",
+    "qualnet_lm:1",
+)
+# Paper 001, Table 4: LResNet50A-IR on CASIA-WebFace, tested on AgeDB-30 / CFP-FP.
+PAPER = {
+    "specialised": {112: (92.37, 95.71), 56: (91.25, 95.34), 28: (86.00, 92.67), 14: (74.20, 84.80)},
+    "naive": {112: (90.32, 95.09), 56: (89.82, 94.99), 28: (85.85, 92.49), 14: (72.48, 84.64)},
+    "qualnet_lm": {112: (92.22, 96.24), 56: (91.27, 95.81), 28: (87.05, 93.03), 14: (73.20, 84.51)},
+}
+TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bfloat16"}
+
+
+def train(recipe: str, seed: int, folder: Path, data: Path | None) -> dict[str, Any]:
+    """Train in a process of its own, or find it done."""
+    command = [sys.executable, "-m", "lrface.cli", "train", f"celeba300/{recipe}", f"seed={seed}", f"out={folder}"]
+    if data is not None:
+        command += ["--data", str(data)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test(folder: Path, benchmark: VerificationSet) -> list[dict[str, Any]]:
+    """Accuracy at each size, kept in the run's folder for the weights it belongs to."""
+    encoder, card = load_model(folder)
+    kept = folder / "lfw.json"
+    if kept.exists():
+        found = json.loads(kept.read_text())
+        if found["weights_sha256"] == card["weights_sha256"] and found["testing"] == TESTING:
+            return found["rows"]
+    encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return encoder(images.contiguous(memory_format=torch.channels_last))
+
+    rows = evaluate_verification(
+        embed, benchmark, SIZES, flip=True, down=TESTING["down"], up=TESTING["up"], batch_size=128, cross=True
+    )
+    write_json(kept, {"weights_sha256": card["weights_sha256"], "testing": TESTING, "rows": rows})
+    return rows
+
+
+def same_size(rows: list[dict[str, Any]], size: int) -> float:
+    return next(row["accuracy"] for row in rows if row["gallery_size"] == row["probe_size"] == size)
+
+
+def cell(values: list[float]) -> str:
+    """One accuracy, or mean and range over seeds."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table, with the paper's rows beside."""
+    by_recipe: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_recipe.setdefault(row["recipe"], []).append(row)
+
+    def cells(recipe: str, sizes: tuple[int, ...] = SIZES) -> list[str]:
+        runs = by_recipe.get(recipe, [])
+        return [cell([run["accuracy"][str(size)] for run in runs]) if size in sizes else "-" for size in SIZES]
+
+    specialised = ["vanilla", "specialised_56", "specialised_28", "specialised_14"]
+    target = [
+        cell([run["accuracy"][str(size)] for run in by_recipe.get(recipe, [])])
+        for recipe, size in zip(specialised, SIZES, strict=True)
+    ]
+    lines = [
+        "| LFW accuracy (%), trained on CelebA-300 | seeds | " + " | ".join(f"{s}x{s}" for s in SIZES) + " |",
+        "|---" * 6 + "|",
+        "| specialised network of each size | 1 | " + " | ".join(target) + " |",
+    ]
+    names = {"vanilla": "vanilla (clean only)", "naive": "naive augmentation", "qualnet_lm": "QualNet-LM"}
+    others = [recipe for recipe in by_recipe if recipe not in names and recipe not in specialised]
+    for recipe in [*names, *others]:
+        if recipe in by_recipe:
+            name = names.get(recipe, recipe)
+            lines.append(f"| {name} | {len(by_recipe[recipe])} | " + " | ".join(cells(recipe)) + " |")
+    lines += [
+        "",
+        "| Paper, Table 4: AgeDB-30 / CFP-FP, IR-50 on CASIA | " + " | ".join(f"{s}x{s}" for s in SIZES) + " |",
+        "|---" * 5 + "|",
+    ]
+    for key, name in (
+        ("specialised", "specialised network of each size"),
+        ("naive", "naive augmentation"),
+        ("qualnet_lm", "QualNet50-LM"),
+    ):
+        lines.append(f"| {name} | " + " | ".join("{:.2f} / {:.2f}".format(*PAPER[key][s]) for s in SIZES) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def git_commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="holds celeba300_112 and lfw; else $LRFACE_DATA")
+    parser.add_argument("--runs", type=Path, default=Path("runs/table4"), help="where runs are kept")
+    parser.add_argument("--lfw", type=Path, help="LFW aligned by `lrface align`, to spare its alignment")
+    parser.add_argument("--plan", nargs="+", default=list(PLAN), metavar="RECIPE:SEED", help="what to train")
+    arguments = parser.parse_args()
+    started = time.time()
+    benchmark: VerificationSet | None = None
+    rows = []
+    for entry in arguments.plan:
+        recipe, seed = entry.split(":")
+        folder = arguments.runs / f"{recipe}-seed{seed}"
+        summary = train(recipe, int(seed), folder, arguments.data)
+        if benchmark is None:
+            if arguments.lfw is None:
+                benchmark = load_benchmark("lfw", data=arguments.data)
+            else:
+                root = arguments.data or Path(os.environ["LRFACE_DATA"])
+                benchmark = load_benchmark(arguments.lfw, pairs=root / "lfw" / "pairs.txt")
+        tested = test(folder, benchmark)
+        trained = [stage for stage in summary["stages"] if "seconds" in stage]
+        rows.append(
+            {
+                "recipe": recipe,
+                "seed": int(seed),
+                "accuracy": {str(size): same_size(tested, size) for size in SIZES},
+                "verification": tested,
+                "recipe_sha256": summary["recipe_sha256"],
+                "checkpoint_sha256": summary["weights_sha256"],
+                "training_seconds": round(sum(stage["seconds"] for stage in trained), 1),
+            }
+        )
+        print(f"{entry}: " + ", ".join(f"{s}: {same_size(tested, s):.2f}" for s in SIZES), file=sys.stderr)
+        shipped = recipes.shipped_recipes()
+        write_json(
+            RESULTS / "table4_resolution.json",
+            {
+                "table": "QualNet Table 4 on CelebA-300 and LFW",
+                "command": "python eval/table4_resolution.py --plan " + " ".join(arguments.plan),
+                "commit": git_commit(),
+                "config_sha256": {row["recipe"]: row["recipe_sha256"] for row in rows},
+                "checkpoint_sha256": {f"{row['recipe']}:{row['seed']}": row["checkpoint_sha256"] for row in rows},
+                "recipes": {row["recipe"]: shipped[f"celeba300/{row['recipe']}"].read_text() for row in rows},
+                "data": {"training": "celeba300_112", "test": "LFW View 2, 6,000 pairs", "unaligned": benchmark.unaligned},
+                "testing": TESTING,
+                "seeds": sorted({row["seed"] for row in rows}),
+                "rows": rows,
+                "paper": PAPER,
+                "seconds": round(time.time() - started, 1),
+                "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
+                "date": date.today().isoformat(),
+            },
+        )
+        write_text(RESULTS / "table4_resolution.md", markdown(rows))
+    print(markdown(rows), end="")
+
+
+if __name__ == "__main__":
+    main()
