@@ -1,5 +1,6 @@
 """The training loop. It knows one call: ``method(batch)``."""
 
+import logging
 import math
 import signal
 import time
@@ -176,6 +177,9 @@ class Trainer:
             torch.set_num_threads(threads)
         from lightning_fabric import Fabric
 
+        # Their notes on precision and on a missing CUDA toolkit would stand between a user and the progress bar.
+        for name in ("lightning_fabric", "lightning.fabric", "torch.utils.cpp_extension"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.fabric = Fabric(accelerator=self.device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
 
     def fit(self, stage: Stage) -> StageResult:
