@@ -1,20 +1,18 @@
 """LFW, and any folder with pairs in LFW's format: photographs are aligned once, and the result is kept.
 
-The format of ``pairs.txt`` is that of LFW's View 2. The first line is ``folds <tab> pairs``: so many folds of so many
-same and as many different pairs, one fold after the other (a single number, or no such line, means that the file names
-no folds). A line of three fields is a same pair, ``NAME 1 4``: the photographs ``NAME/NAME_0001.jpg`` and
-``NAME/NAME_0004.jpg``. A line of four fields is a different pair, ``NAME 1 OTHER 3``. In place of a number the name of
-a file in the identity's folder may stand.
+The format of ``pairs.txt`` is that of LFW's View 2. The first line is ``folds <tab> pairs``: so many folds of
+so many same and as many different pairs, one fold after the other (a single number, or no such line, means
+that the file names no folds). A line of three fields is a same pair, ``NAME 1 4``: the photographs
+``NAME/NAME_0001.jpg`` and ``NAME/NAME_0004.jpg``. A line of four fields is a different pair, ``NAME 1 OTHER
+3``. In place of a number the name of a file in the identity's folder may stand.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +28,12 @@ from lrface.progress import progress
 CROP_SIZE = 112
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAXIMUM_UNALIGNED = 0.05
-"""With a larger share of photographs without a face something is wrong with the data, and no figure is given."""
+"""Where more photographs than this share lack a face, the data is wrong and no figure is given."""
+
+CACHE_VERSION = 1
+"""Raised when alignment changes, so that photographs aligned before are not taken for new ones."""
+
+GREY_CROP = np.full((CROP_SIZE, CROP_SIZE, 3), 128, dtype=np.uint8)
 
 Photograph = tuple[str, str]
 """Identity and number or file name, as a pairs file names a photograph."""
@@ -50,8 +53,8 @@ def read_pairs(path: str | Path) -> Pairs:
     """Read a pairs file in LFW's format (see the text of this module).
 
     Raises:
-        LrfaceError: the file is missing, empty or no text, a line has neither three nor four fields, or there are not
-            as many lines as the first one says. The message has the line.
+        LrfaceError: the file is missing, empty or no text, a line has neither three nor four fields, or there
+            are not as many lines as the first one says. The message has the line.
     """
     file = Path(path)
     try:
@@ -59,7 +62,9 @@ def read_pairs(path: str | Path) -> Pairs:
     except OSError as error:
         raise LrfaceError(f"{file}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise LrfaceError(f"{file}: not a text file in UTF-8 ({error.reason}); a pairs file is expected") from error
+        raise LrfaceError(
+            f"{file}: not a text file in UTF-8 ({error.reason}); a pairs file is expected"
+        ) from error
     rows = [
         (number, line.rstrip().split("\t") if "\t" in line else line.split())
         for number, line in enumerate(lines, start=1)
@@ -73,7 +78,8 @@ def read_pairs(path: str | Path) -> Pairs:
     if len(fields) <= 2:
         if not all(field.strip().isdigit() and int(field) > 0 for field in fields):
             raise LrfaceError(
-                f"{file}, line {number}: the first line is 'folds <tab> pairs', for example '10\\t300'; found {fields}"
+                f"{file}, line {number}: the first line is 'folds <tab> pairs', for example '10\\t300'; "
+                f"found {fields}"
             )
         declared = [int(field) for field in fields]
         rows = rows[1:]
@@ -85,8 +91,8 @@ def read_pairs(path: str | Path) -> Pairs:
         fields = [field.strip() for field in fields]
         if len(fields) not in (3, 4) or not all(fields):
             raise LrfaceError(
-                f"{file}, line {number}: a pair is 'NAME 1 4' (same) or 'NAME 1 OTHER 3' (different), three or four "
-                f"fields between tabs; found {len(fields)}: {' | '.join(fields)[:120]}"
+                f"{file}, line {number}: a pair is 'NAME 1 4' (same) or 'NAME 1 OTHER 3' (different), "
+                f"three or four fields between tabs; found {len(fields)}: {' | '.join(fields)[:120]}"
             )
         left.append((fields[0], fields[1]))
         right.append((fields[-2] if len(fields) == 4 else fields[0], fields[-1]))
@@ -98,23 +104,24 @@ def read_pairs(path: str | Path) -> Pairs:
         expected = 2 * fold_count * kind
         if len(labels) != expected:
             raise LrfaceError(
-                f"{file}: line 1 announces {fold_count} folds of {kind} same and {kind} different pairs, {expected} in "
-                f"all; {len(labels)} found. The file is cut short or not the official one"
+                f"{file}: line 1 announces {fold_count} folds of {kind} same and {kind} different pairs, "
+                f"{expected} in all; {len(labels)} found. The file is cut short or not the official one"
             )
         folds = np.repeat(np.arange(fold_count, dtype=np.int64), 2 * kind)
         for fold in range(fold_count):
             positives = int(labels[folds == fold].sum())
             if positives != kind:
                 raise LrfaceError(
-                    f"{file}: fold {fold + 1} has {positives} same and {2 * kind - positives} different pairs; line 1 "
-                    f"announces {kind} of each"
+                    f"{file}: fold {fold + 1} has {positives} same and {2 * kind - positives} different "
+                    f"pairs; line 1 announces {kind} of each"
                 )
         if fold_count == 1:
             folds = stratified_folds(labels)
     else:
         if declared is not None and len(labels) != 2 * declared[0]:
             raise LrfaceError(
-                f"{file}: line 1 announces {declared[0]} same and as many different pairs; {len(labels)} pairs found"
+                f"{file}: line 1 announces {declared[0]} same and as many different pairs; {len(labels)} "
+                "pairs found"
             )
         folds = stratified_folds(labels)
     if len(labels) < 2:
@@ -140,8 +147,8 @@ class _Resolver:
                     by_name.setdefault(stem, file_name)
             self._known[identity] = by_name
         name = f"{identity}_{int(token):04d}" if token.isdigit() else token
-        file_name = self._known[identity].get(name)
-        return None if file_name is None else f"{identity}/{file_name}"
+        found = self._known[identity].get(name)
+        return None if found is None else f"{identity}/{found}"
 
 
 def _files_in(root: Path) -> Callable[[str], list[str]]:
@@ -167,8 +174,9 @@ def _resolve(pairs: Pairs, resolver: _Resolver, pairs_file: Path, where: Path) -
     if missing:
         names = ", ".join(list(dict.fromkeys(missing))[:5])
         raise LrfaceError(
-            f"{pairs_file}: {len(set(missing))} photographs that it names are not in {where}, the first: {names}. "
-            "Photograph 'NAME 4' is expected as NAME/NAME_0004.jpg (or .png, .webp, .bmp); get the whole set of images"
+            f"{pairs_file}: {len(set(missing))} photographs that it names are not in {where}, the first: "
+            f"{names}. Photograph 'NAME 4' is expected as NAME/NAME_0004.jpg (or .png, .webp, .bmp); get "
+            "the whole set of images"
         )
     distinct = sorted(set(paths))
     position = {path: index for index, path in enumerate(distinct)}
@@ -183,14 +191,14 @@ def load_pairs_folder(
 ) -> VerificationSet:
     """The pairs of a folder or a packed directory as a :class:`VerificationSet` of 112x112 crops.
 
-    Only photographs that a pair names are used. Where all of them are 112x112 pixels they are taken as aligned crops;
-    otherwise they are aligned, once: the packed result is kept in ``CACHE/aligned/NAME-HASH``, and the hash covers the
-    photographs' names and sizes and the settings. (To align all of a set, use ``lrface align``, put ``pairs.txt``
-    beside the result, and name that folder.)
+    Only photographs that a pair names are used. Where all of them are 112x112 pixels they are taken as
+    aligned crops; otherwise they are aligned, once: the packed result is kept in ``CACHE/aligned/NAME-HASH``,
+    and the hash covers the photographs' names and sizes and the settings. (To align all of a set, use
+    ``lrface align``, put ``pairs.txt`` beside the result, and name that folder.)
 
     A photograph without a face that the detector finds is cut at the median landmarks of the others, since
-    benchmark photographs are centred; from packed data, which has no photographs, it is a grey crop. Both are counted
-    in ``unaligned``, and their pairs count like all others.
+    benchmark photographs are centred; from packed data, which has no photographs, it is a grey crop. Both are
+    counted in ``unaligned``, and their pairs count like all others.
 
     Raises:
         LrfaceError: broken pairs, photographs that are missing, more than 5 % of photographs without a face.
@@ -222,9 +230,9 @@ def load_pairs_folder(
 def _check_share(found: FoundBenchmark, without: Sequence[str], total: int) -> None:
     if len(without) > max(1, MAXIMUM_UNALIGNED * total):
         raise LrfaceError(
-            f"benchmark {found.name}: {len(without)} of {total} photographs that the pairs name have no face in "
-            f"{found.path} (the first: {', '.join(list(without)[:3])}). At most {MAXIMUM_UNALIGNED:.0%} may lack one; "
-            "check that images and pairs belong together"
+            f"benchmark {found.name}: {len(without)} of {total} photographs that the pairs name have no "
+            f"face in {found.path} (the first: {', '.join(list(without)[:3])}). At most "
+            f"{MAXIMUM_UNALIGNED:.0%} may lack one; check that images and pairs belong together"
         )
 
 
@@ -234,12 +242,13 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
         raise LrfaceError(f"{found.path}: the packed data has no images")
     first_face = np.flatnonzero(source.column("face") == 0)
     sources = source.sources()
-    row_of = {sources[row]: int(row) for row in first_face}
+    # NAME/FILE, whatever lies above: it does not matter from how far up the photographs were packed
+    row_of = {"/".join(sources[row].split("/")[-2:]): int(row) for row in first_face}
     by_identity: dict[str, list[str]] = {}
-    for path in row_of:
-        identity, _, file_name = path.rpartition("/")
+    for known in row_of:
+        identity, _, file_name = known.rpartition("/")
         by_identity.setdefault(identity, []).append(file_name)
-    resolver = _Resolver(lambda identity: by_identity.get(identity, []))
+    resolver = _Resolver(lambda name: by_identity.get(name, ()))
 
     images: list[NDArray[np.uint8]] = []
     positions: dict[str, int] = {}
@@ -252,13 +261,13 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
             positions[key] = len(images)
             if path is None:
                 without.append(key)
-                images.append(np.full((CROP_SIZE, CROP_SIZE, 3), 128, dtype=np.uint8))
+                images.append(GREY_CROP)
             else:
                 image = source.image(row_of[path])
                 if image.shape != (CROP_SIZE, CROP_SIZE, 3):
                     raise LrfaceError(
-                        f"{found.path}: crops are {image.shape[1]}x{image.shape[0]} pixels, 112x112 are needed; align "
-                        "again with that size"
+                        f"{found.path}: crops are {image.shape[1]}x{image.shape[0]} pixels, 112x112 are "
+                        "needed; align again with that size"
                     )
                 images.append(image)
         indices.append(positions[key])
@@ -267,7 +276,7 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
 
 
 def _are_crops(root: Path, paths: Sequence[str]) -> bool:
-    """Whether all images are 112x112 pixels; reads headers only, and no further than the first that is not."""
+    """Whether all images are 112x112 pixels; reads headers, up to the first that says otherwise."""
     for path in paths:
         try:
             with Image.open(root / path) as header:
@@ -287,3 +296,89 @@ def _read_crops(found: FoundBenchmark, paths: Sequence[str], show_progress: bool
             images[index] = read_photo(found.path / path)
             bar.advance()
     return images
+
+
+def _cache_name(found: FoundBenchmark, paths: Sequence[str]) -> str:
+    """A name for the aligned photographs that changes with them: their folder, names, sizes, and the crop."""
+    digest = hashlib.sha256(f"{CACHE_VERSION} {CROP_SIZE} {found.path.resolve()}\n".encode())
+    for path in paths:
+        digest.update(f"{path}\t{(found.path / path).stat().st_size}\n".encode())
+    return f"{found.name}-{digest.hexdigest()[:16]}"
+
+
+def _link_photographs(found: FoundBenchmark, paths: Sequence[str], folder: Path) -> None:
+    """A folder with links to just these photographs, which is what gets aligned; links that exist are
+    kept.
+    """
+    root = found.path.resolve()
+    try:
+        for path in paths:
+            link = folder / path
+            if not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(root / path)
+    except OSError as error:
+        raise LrfaceError(
+            f"{folder}: cannot be written: {error.strerror or error}. Aligned photographs are kept there; "
+            "set $LRFACE_CACHE to a folder with room"
+        ) from error
+
+
+def _align(
+    found: FoundBenchmark,
+    paths: Sequence[str],
+    cache: str | Path | None,
+    workers: int | None,
+    show_progress: bool,
+) -> tuple[NDArray[np.uint8], int]:
+    """The aligned photographs, uint8 [n, 112, 112, 3] in the order of ``paths``; how many have no face."""
+    from lrface.align.pipeline import align_folder
+
+    folder = cache_root(cache) / "aligned"
+    packed = folder / _cache_name(found, paths)
+    if not (packed / "index.json").is_file():
+        links = folder / f"{packed.name}.photographs"
+        _link_photographs(found, paths, links)
+        align_folder(links, packed, workers=workers, show_progress=show_progress)
+        shutil.rmtree(links)
+
+    source = PackedSource(packed)
+    rows = np.flatnonzero(source.column("face") == 0)
+    names = source.sources()
+    row_of = {names[row]: int(row) for row in rows}
+    without = [path for path in paths if path not in row_of]
+    _check_share(found, without, len(paths))
+    places = _usual_landmarks(found.path, source, rows) if without else None
+    images = np.empty((len(paths), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
+    for index, path in enumerate(paths):
+        if path in row_of:
+            images[index] = source.image(row_of[path])
+        else:
+            assert places is not None
+            images[index] = _cut_at(found.path / path, places)
+    return images, len(without)
+
+
+def _usual_landmarks(root: Path, source: PackedSource, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Where landmarks usually are, float64 [5, 2] in shares of width and height: medians."""
+    from lrface.align.pipeline import read_photo
+
+    landmarks, names = source.column("landmarks"), source.sources()
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, 200).round().astype(int))]
+    shares = []
+    for row in chosen:
+        height, width = read_photo(root / names[row]).shape[:2]
+        shares.append(landmarks[row].astype(np.float64) / (width, height))
+    return np.asarray(np.median(shares, axis=0))
+
+
+def _cut_at(path: Path, places: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The crop of a photograph without a detected face at the usual place; grey where it cannot be read."""
+    from lrface.align.pipeline import UnreadableImage, read_photo
+    from lrface.align.warp import warp_face
+
+    try:
+        photo = read_photo(path)
+    except UnreadableImage:
+        return GREY_CROP.copy()
+    return warp_face(photo, places * (photo.shape[1], photo.shape[0]), size=CROP_SIZE)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrface.errors import LrfaceError, UsageError
+from lrface.files import atomic_file, write_text
 
 Rows = Sequence[Mapping[str, Any]]
 """Rows of :func:`lrface.benchmarks.verification.evaluate_verification`."""
@@ -88,29 +89,20 @@ def results_json(content: Mapping[str, Any]) -> str:
 
 
 def write_results(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write ``content`` as JSON; the file appears whole or not at all. Makes the folder where it is missing."""
-    from lrface.data.packed import write_atomically
-
+    """Write ``content`` as JSON; the file appears whole or not at all. Makes the folder where it is
+    missing.
+    """
     file = Path(path)
-    text = results_json(content)
-    _make_folder(file)
-    write_atomically(file, (text + "\n").encode())
+    write_text(file, results_json(content) + "\n")
     return file
-
-
-def _make_folder(file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LrfaceError(f"{file.parent}: the folder cannot be made: {error.strerror or error}") from error
 
 
 def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None = None) -> Path:
     """Accuracy against resolution, one curve a model, one panel a benchmark; error bars are one deviation.
 
     Args:
-        curves: label -> rows. Rows with both images at one size make a solid curve; rows with the gallery at full
-            size and smaller probes (``cross``) make a dashed one of the same colour.
+        curves: label -> rows. Rows with both images at one size make a solid curve; rows with the gallery at
+            full size and smaller probes (``cross``) make a dashed one of the same colour.
         path: where the picture goes; the suffix says its kind (.png, .svg, .pdf).
         title: a line above the panels.
 
@@ -136,7 +128,7 @@ def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None
     if file.suffix.lstrip(".").lower() not in kinds:
         raise UsageError(f"plot {file}: the suffix must be one of {', '.join(sorted(kinds))}")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = [matplotlib.colormaps["tab10"](index) for index in range(10)]
     markers = "osD^vP*X"
     for panel, name in zip(panels, names, strict=True):
         sizes: set[int] = set()
@@ -186,12 +178,6 @@ def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None
         panel.legend(frameon=False, loc="best")
     if title:
         figure.suptitle(title)
-    _make_folder(file)
-    aside = file.with_name(f".{file.stem}.partial{file.suffix}")
-    try:
-        canvas.print_figure(aside, dpi=150)
-        aside.replace(file)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise LrfaceError(f"{file}: cannot be written: {error.strerror or error}") from error
+    with atomic_file(file) as aside:
+        canvas.print_figure(aside, dpi=150, format=file.suffix.lstrip(".").lower())
     return file

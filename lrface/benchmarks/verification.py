@@ -116,15 +116,16 @@ class VerificationSet:
             raise LrfaceError(
                 f"benchmark {name}: pairs name images {used[0]} to {used[-1]}, the source has {len(source)}"
             )
-        first = source.image(int(used[0]))
-        images = np.empty((len(used), *first.shape), dtype=np.uint8)
+        images = np.empty((0, 0, 0, 3), dtype=np.uint8)
         for position, index in enumerate(used):
             image = source.image(int(index))
-            if image.shape != first.shape:
+            if position == 0:
+                images = np.empty((len(used), *image.shape), dtype=np.uint8)
+            if image.shape != images.shape[1:]:
                 raise LrfaceError(
                     f"benchmark {name}: image {index} is {image.shape[1]}x{image.shape[0]}, image "
-                    f"{used[0]} is {first.shape[1]}x{first.shape[0]}; aligned faces of one size are needed "
-                    "(lrface align)"
+                    f"{used[0]} is {images.shape[2]}x{images.shape[1]}; aligned faces of one size are "
+                    "needed (lrface align)"
                 )
             images[position] = image
         return cls(
