@@ -59,10 +59,10 @@ PERSON_RANGES: dict[str, tuple[float, float]] = {
     "ear_out": (0.5, 4.5),
     "ear_y": (-4.0, 3.0),
     # skin
-    "melanin": (0.0, 1.0),
+    "melanin": (0.08, 0.8),
     "redness": (-1.0, 1.0),
     "yellowness": (-1.0, 1.0),
-    "blush": (0.0, 1.0),
+    "blush": (0.0, 0.6),
     "pores": (0.0, 1.0),
     "freckles": (-1.2, 1.0),
     "moles": (0.0, 7.0),
@@ -182,9 +182,9 @@ IMAGE_RANGES: dict[str, tuple[float, float]] = {
     "light_side": (-1.3, 1.3),
     "light_up": (-1.1, 0.5),
     "ambient": (0.25, 0.8),
-    "exposure": (-0.55, 0.42),
-    "warm": (-0.17, 0.17),
-    "tint": (-0.08, 0.08),
+    "exposure": (-0.6, 0.32),
+    "warm": (-0.26, 0.26),
+    "tint": (-0.1, 0.1),
     "gloss": (0.0, 1.0),
     "contrast": (0.75, 1.25),
     "saturation": (0.55, 1.25),
@@ -193,11 +193,15 @@ IMAGE_RANGES: dict[str, tuple[float, float]] = {
     "hair_shift": (-9.0, 9.0),
     "hair_lower": (-5.0, 10.0),
     "hair_side_shift": (-26.0, 26.0),
-    "hair_light": (-0.12, 0.2),
+    "hair_light": (-0.5, 0.6),
+    "hair_dye": (0.0, 1.0),
+    "hair_dye_dark": (0.0, 1.0),
+    "hair_dye_red": (0.0, 1.0),
     "beard_growth": (-0.5, 0.5),
+    "flush": (0.0, 0.8),
     "makeup": (-1.5, 1.0),
     "makeup_hue": (0.0, 1.0),
-    "tan": (-0.14, 0.14),
+    "tan": (-0.26, 0.26),
     # things before the face: a chance and a choice each
     "glasses": (0.0, 1.0),
     "glasses_shape": (0.0, 1.0),
@@ -398,21 +402,21 @@ def _person(seed: int, identity: int) -> SimpleNamespace:
     ]
     person.wrinkle = rng.random(16) * 2 - 1
     person.brow_hair = rng.random(24)
-    skin = np.array([np.interp(person.melanin, _SKIN_STEPS, _SKIN[:, c]) for c in range(3)])
-    skin *= (
+    person.complexion = (
         1
         + 0.05 * person.redness * np.array([0.8, -0.6, -0.6])
         + 0.05 * person.yellowness * np.array([0.2, 0.2, -1.2])
     )
-    person.skin = skin
-    dark, red = person.hair_dark * (1 - 0.35 * (1 - person.melanin)), person.hair_red
-    hair = np.array([26.0, 20, 18]) + (1 - dark) ** 1.3 * np.array([190.0, 150 - 55 * red, 92 - 52 * red])
-    grey = max(0.0, person.hair_grey)
-    person.hair = hair * (1 - grey) + np.array([176.0, 174, 172]) * grey
+    person.hair = _hair_colour(
+        person.hair_dark * (1 - 0.35 * (1 - person.melanin)), person.hair_red, max(0.0, person.hair_grey)
+    )
     person.iris = np.array([np.interp(person.iris_colour, _IRIS_STEPS, _IRIS[:, c]) for c in range(3)])
-    lip = skin * np.array([0.92, 0.70, 0.70]) * (1 - 0.25 * person.lip_dark)
-    person.lip = lip + person.lip_red * np.array([14.0, -26, -20])
     return person
+
+
+def _hair_colour(dark: float, red: float, grey: float) -> Array:
+    colour = np.array([26.0, 20, 18]) + (1 - dark) ** 1.3 * np.array([190.0, 150 - 55 * red, 92 - 52 * red])
+    return colour * (1 - grey) + np.array([176.0, 174, 172]) * grey
 
 
 @lru_cache(maxsize=32)
@@ -550,7 +554,12 @@ class _Picture:
 
     def draw(self) -> Array:
         person, view = self.person, self.view
-        self.skin = person.skin * (1 + view.tan)
+        skin = np.array(
+            [np.interp(person.melanin + view.tan, _SKIN_STEPS, _SKIN[:, channel]) for channel in range(3)]
+        )
+        self.skin = skin * person.complexion
+        self.lip = self.skin * np.array([0.92, 0.70, 0.70]) * (1 - 0.25 * person.lip_dark)
+        self.lip += person.lip_red * np.array([14.0, -26, -20])
         self.draw_background()
         self.draw_head()
         self.draw_marks()
@@ -567,7 +576,9 @@ class _Picture:
 
     def draw_background(self) -> None:
         random = self.view.random
-        corners = (random[:12] * 210 + 20).reshape(2, 2, 3).astype(np.float32)
+        corners = (random[:12] * 210 + 20).reshape(2, 2, 3)
+        # Half way to grey: interiors and skies, not neon.
+        corners = (0.5 * corners + 0.5 * corners.mean(axis=2, keepdims=True)).astype(np.float32)
         self.canvas[...] = cv2.resize(corners, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
         extent = self.side << SHIFT
         for start in (12, 20, 28):
@@ -575,7 +586,7 @@ class _Picture:
             low = (box[:2] * 1.2 - 0.2) * extent
             high = low + box[2:4] * 0.7 * extent
             corners_of = np.array([low, [high[0], low[1]], high, [low[0], high[1] * 0.8 + low[1] * 0.2]])
-            self.fill(corners_of.astype(np.int32), box[4:7] * 230)
+            self.fill(corners_of.astype(np.int32), 110 * box[4:7] + 110 * box[7])
 
     def draw_head(self) -> None:
         person, view = self.person, self.view
@@ -708,7 +719,7 @@ class _Picture:
         points = points + bend * (points[:, :1] / corner_x)
         pixels = self.surface(points, 2.0)
         a, b, c, d = pixels[:18], pixels[18:32], pixels[32:46], pixels[46:]
-        lip = person.lip
+        lip = self.lip
         if view.makeup > 0.25:
             hue = view.makeup_hue
             paint = np.array([150.0 + 60 * hue, 30 + 40 * (1 - hue), 50 + 60 * hue])
@@ -919,7 +930,10 @@ class _Picture:
 
     def draw_hair(self) -> None:
         person, view = self.person, self.view
-        hair = person.hair * (1 + view.hair_light)
+        hair = person.hair
+        if view.hair_dye < 0.3:
+            hair = _hair_colour(view.hair_dye_dark, view.hair_dye_red, 0.0)
+        hair = np.minimum(hair * (1 + view.hair_light), 245)
         volume = person.hair_volume
         ends = min(46.0, person.hair_side + view.hair_side_shift)
         top = self.outline * (1 + volume / 45) + [0, -0.3 * volume]
@@ -955,11 +969,12 @@ class _Picture:
                 self.stroke(np.stack([root, (root + end) // 2 + [0, -40], end]), tone)
         if ends > -24:
             # Hair beside the face, as far down as this person wears it today.
-            y = np.linspace(-56, ends, 8)
+            y = np.linspace(-56, ends, 14)
+            taper = np.sqrt(1 - np.linspace(0, 1, 14) ** 4)
             edge = np.interp(y, self.outline[:37, 1], self.outline[:37, 0])
             wave = person.curl * 2.0 * np.sin(y / 4.0 + 6 * random[71])
-            inside = np.stack([edge - 2.5 - 0.4 * volume + wave, y], 1)
-            outside = np.stack([edge + 3 + volume, y], 1)
+            inside = np.stack([edge - (2.5 + 0.4 * volume) * taper + wave, y], 1)
+            outside = np.stack([edge + (3 + volume) * taper + wave, y], 1)
             for side in self.contour(np.concatenate([inside, outside[::-1]]) * _SIDES):
                 self.fill(side, hair * 0.9)
 
@@ -1096,7 +1111,7 @@ class _Picture:
         ambient = view.ambient
         shade = np.float32(ambient) + np.float32(1.15 * (1 - ambient) + 0.1) * diffuse
         colour = np.exp(view.exposure + np.array([view.warm, view.tint, -view.warm]))
-        on_head = np.clip(inside * 6 + 0.4, 0, 1)
+        on_head = np.clip(inside * 12 + 0.1, 0, 1)
         gloss *= on_head
         planes = np.empty((GRID, GRID, 4), dtype=np.float32)
         shade = 0.8 + on_head * (shade - 0.8)
@@ -1124,8 +1139,9 @@ class _Picture:
         eye_x, eye_y = person.eye_spacing, person.eye_y
         smile = max(0.0, view.smile)
         wing_x = person.nose_width * 0.85
+        blush = person.blush + view.flush
         rows = [
-            (tip_x, tip_y, person.tip_size * 1.8, 6.5, tall, 0.5 * person.blush),
+            (tip_x, tip_y, person.tip_size * 1.8, 6.5, tall, 0.5 * blush),
             (
                 tip_x * 0.6,
                 tip_y - 9,
@@ -1139,8 +1155,8 @@ class _Picture:
             (wing_x, tip_y + 1, 4.0, 4.0, tall * 0.3, 0.0),
             (-eye_x, eye_y - 1, 10, 7, -2.5 - 4 * person.socket, 0.2),
             (eye_x, eye_y - 1, 10, 7, -2.5 - 4 * person.socket, 0.2),
-            (-27, -4 - 2 * smile, 13, 12, 2.5 + 3 * smile, 1.5 * person.blush),
-            (27, -4 - 2 * smile, 13, 12, 2.5 + 3 * smile, 1.5 * person.blush),
+            (-27, -4 - 2 * smile, 13, 12, 2.5 + 3 * smile, 1.5 * blush),
+            (27, -4 - 2 * smile, 13, 12, 2.5 + 3 * smile, 1.5 * blush),
             (0, person.mouth_y, 17, 9, 4.0, 0.0),
             (0, person.mouth_y + person.lip_lower + 5, 9, 4, -3.0, 0.0),
             (0, 38 + person.chin_length, 11, 8, 5.0, 0.0),
