@@ -32,6 +32,9 @@ CROP_SIZE = 112
 MAXIMUM_SIDE = 2048
 """A pack holds face crops; a larger image is refused before it is decoded."""
 
+MAXIMUM_BYTES = 4 * 2**30
+"""A pack is read whole; InsightFace's have 60 to 200 MB."""
+
 _DTYPES = ("u1", "b1", "i1", "i2", "i4", "i8", "u2", "u4", "u8")
 _MAXIMUM_INTEGER_BYTES = 8
 
@@ -531,6 +534,12 @@ def read_pack(path: str | Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     """
     file = Path(path)
     try:
+        size = file.stat().st_size
+        if size > MAXIMUM_BYTES:
+            raise LrfaceError(
+                f"{file}: {size / 2**30:.1f} GiB; a verification pack has less than "
+                f"{MAXIMUM_BYTES / 2**30:.0f} GiB. Is this another kind of file?"
+            )
         data = file.read_bytes()
     except OSError as error:
         raise LrfaceError(f"{file}: cannot be read: {error.strerror or error}") from error

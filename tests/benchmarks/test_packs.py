@@ -336,6 +336,14 @@ def test_bombs_are_stopped_early(tmp_path, name):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 
+def test_a_file_far_too_large_is_not_read(tmp_path):
+    path = tmp_path / "train.bin"
+    with open(path, "wb") as file:
+        file.truncate(5 * 2**30)  # takes no room on the disk
+    with pytest.raises(LrfaceError, match="5.0 GiB"):
+        read_pack(path)
+
+
 def test_an_image_of_huge_announced_size_is_not_decoded():
     header = (
         b"\x89PNG\r\n\x1a\n"
