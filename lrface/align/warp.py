@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-# The five-point template of ArcFace (Deng et al., CVPR 2019) for a 112 x 112 crop, x and y in pixels: left eye, right
-# eye, nose tip, left and right corner of the mouth, "left" as seen in the image. Every public 112 x 112 face set and
-# benchmark pack is aligned to it.
+# The five-point template of ArcFace (Deng et al., CVPR 2019) for a 112 x 112 crop, x and y in pixels: left
+# eye, right eye, nose tip, left and right corner of the mouth, "left" as seen in the image. Every public
+# 112 x 112 face set and benchmark pack is aligned to it.
 TEMPLATE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
     dtype=np.float32,
@@ -19,12 +19,14 @@ def _scaled_template(size: int) -> np.ndarray:
 
 
 def similarity_transform(landmarks: np.ndarray, size: int = 112) -> np.ndarray:
-    """The rotation, uniform scale and shift that bring five landmarks closest to the template (least squares).
+    """The rotation, uniform scale and shift that bring five landmarks closest to the template (least
+    squares).
 
-    landmarks: [5, 2] x and y in pixels of the photograph: left eye, right eye, nose, mouth corners. Returns float64
-    [2, 3]: ``crop = M[:, :2] @ (x, y) + M[:, 2]``. Never mirrors. In the plane the optimum of Umeyama (PAMI 1991) has a
-    closed form: with points as complex numbers it is a linear regression with one complex slope. Raises ValueError
-    for a wrong shape, a number that is not finite, or landmarks that all coincide.
+    landmarks: [5, 2] x and y in pixels of the photograph: left eye, right eye, nose, mouth corners. Returns
+    float64 [2, 3]: ``crop = M[:, :2] @ (x, y) + M[:, 2]``. Never mirrors. In the plane the optimum of
+    Umeyama (PAMI 1991) has a closed form: with points as complex numbers it is a linear regression with one
+    complex slope. Raises ValueError for a wrong shape, a number that is not finite, or landmarks that all
+    coincide.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape != (5, 2):
@@ -49,18 +51,21 @@ def similarity_transform(landmarks: np.ndarray, size: int = 112) -> np.ndarray:
 def effective_resolution(landmarks: np.ndarray, size: int = 112) -> float:
     """How many pixels of the photograph span the crop: ``size`` divided by the scale of the transform.
 
-    112 or more means that the crop shows real detail; 14 means that the face is 14 pixels of photograph, enlarged.
+    112 or more means that the crop shows real detail; 14 means that the face is 14 pixels of photograph,
+    enlarged.
     """
     matrix = similarity_transform(landmarks, size)
     return float(size / np.hypot(matrix[0, 0], matrix[1, 0]))
 
 
 def warp_face(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
-    """Cut one face out upright: uint8 [h, w, 3] and landmarks [5, 2] -> uint8 [size, size, 3], same colour order.
+    """Cut one face out upright: uint8 [h, w, 3] and landmarks [5, 2] -> uint8 [size, size, 3], same colour
+    order.
 
-    Bilinear, black outside the photograph: what public aligned face sets are made with. A face more than twice as
-    large as the crop is first shrunk by a whole factor with pixel averages, since a plain bilinear warp would skip
-    pixels and alias. Raises ValueError for an image of another shape or type, or unusable landmarks.
+    Bilinear, black outside the photograph: what public aligned face sets are made with. A face more than
+    twice as large as the crop is first shrunk by a whole factor with pixel averages, since a plain bilinear
+    warp would skip pixels and alias. Raises ValueError for an image of another shape or type, or unusable
+    landmarks.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"image must be uint8 [h, w, 3], found {image.dtype} {list(image.shape)}")
@@ -74,14 +79,16 @@ def warp_face(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.n
 
 
 def _region(image: np.ndarray, matrix: np.ndarray, size: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of the image that the crop shows, shrunk by ``factor``, and the transform from there to the crop."""
+    """The part of the image that the crop shows, shrunk by ``factor``, and the transform from there to the
+    crop."""
     height, width = image.shape[:2]
     linear, shift = matrix[:, :2], matrix[:, 2]
     corners = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], dtype=np.float64)
     seen = (corners - shift) @ np.linalg.inv(linear).T
     left, top = np.floor(seen.min(axis=0)).astype(np.int64) - 2 * factor
     right, bottom = np.ceil(seen.max(axis=0)).astype(np.int64) + 2 * factor + 1
-    # Whole blocks, so that every shrunk pixel averages exactly factor x factor pixels; what lies outside is black.
+    # Whole blocks, so that every shrunk pixel averages exactly factor x factor pixels; what lies outside is
+    # black.
     right += (left - right) % factor
     bottom += (top - bottom) % factor
     x0, y0, x1, y1 = max(0, left), max(0, top), min(width, right), min(height, bottom)

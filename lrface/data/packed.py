@@ -1,7 +1,7 @@
 """Packed face data: Arrow shards beside one index, readable with pyarrow alone.
 
-A packed directory holds ``index.json`` and ``shard-00000.arrow``, ``shard-00001.arrow``, ... (Arrow IPC *file*
-format, so that a shard is memory-mapped and a row is found without reading the others). Columns:
+A packed directory holds ``index.json`` and ``shard-00000.arrow``, ``shard-00001.arrow``, ... (Arrow IPC
+*file* format, so that a shard is memory-mapped and a row is found without reading the others). Columns:
 
 ==========  =======================  =====================================================================
 image       binary                   the aligned face, encoded as JPEG or PNG
@@ -17,7 +17,6 @@ score       float32                  the detector's confidence, 0..1
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from lrface.errors import LrfaceError
+from lrface.files import atomic_file, write_json
 
 FORMAT = "lrface-packed"
 VERSION = 1
@@ -53,41 +53,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
 
 
-def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Write ``data`` to ``path`` so that the file appears whole or not at all.
-
-    Writes aside in the same folder, flushes to disk, renames. Raises LrfaceError when the disk is full or the
-    folder cannot be written; nothing is left behind then.
-    """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        try:
-            aside.unlink(missing_ok=True)
-        except OSError:
-            pass  # the first error is the one to report
-        raise LrfaceError(
-            f"{path}: cannot be written: {error.strerror or error}. Finished files are kept; make room or choose "
-            "another folder, then run the same command again."
-        ) from error
-
-
 def table_from_records(records: Sequence[dict[str, Any]], metadata: dict[str, str] | None = None) -> pa.Table:
     """Records (one dict a face, keys as in ``SCHEMA``) as an Arrow table of one batch.
 
-    ``landmarks`` may be [5, 2] or [10] floats and ``box`` [4]; ``image`` is the encoded bytes. Raises LrfaceError
-    naming the record and the key when one is missing or of the wrong shape.
+    ``landmarks`` may be [5, 2] or [10] floats and ``box`` [4]; ``image`` is the encoded bytes. Raises
+    LrfaceError naming the record and the key when one is missing or of the wrong shape.
     """
     columns: dict[str, Any] = {}
     for field in SCHEMA:
@@ -118,13 +88,15 @@ def table_from_records(records: Sequence[dict[str, Any]], metadata: dict[str, st
 
 
 def write_table(path: str | Path, table: pa.Table) -> dict[str, Any]:
-    """Write a table of ``SCHEMA`` atomically as one Arrow file; returns {"file", "rows", "bytes", "sha256"}."""
+    """Write a table of ``SCHEMA`` atomically as one Arrow file; returns {"file", "rows", "bytes",
+    "sha256"}."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         # One batch a file: rows are then found through one offset table.
         writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))
     data = memoryview(sink.getvalue())
-    write_atomically(path, data)
+    with atomic_file(path) as aside:
+        aside.write_bytes(data)
     return {
         "file": Path(path).name,
         "rows": table.num_rows,
@@ -139,8 +111,8 @@ def write_shard(
     """Write records (dicts with the keys of ``SCHEMA``) atomically as one shard.
 
     ``metadata`` is stored in the Arrow schema. Returns the entry for the ``shards`` list of the index:
-    {"file", "rows", "bytes", "sha256"}. The same records give the same bytes. Raises LrfaceError when a record
-    lacks a key, has a wrong shape, or the file cannot be written.
+    {"file", "rows", "bytes", "sha256"}. The same records give the same bytes. Raises LrfaceError when a
+    record lacks a key, has a wrong shape, or the file cannot be written.
     """
     return write_table(path, table_from_records(records, metadata))
 
@@ -155,8 +127,8 @@ def write_index(
 ) -> Path:
     """Write ``root/index.json`` atomically: the last step of packing, without it nothing reads the directory.
 
-    ``image_size`` is (height, width), ``shards`` are the entries that ``write_shard`` returned, in order. ``extra``
-    adds keys (it may not replace those of the format). Returns the path.
+    ``image_size`` is (height, width), ``shards`` are the entries that ``write_shard`` returned, in order.
+    ``extra`` adds keys (it may not replace those of the format). Returns the path.
     """
     index: dict[str, Any] = {
         "format": FORMAT,
@@ -171,7 +143,7 @@ def write_index(
             raise LrfaceError(f"index key {key!r} belongs to the format and cannot be replaced")
         index[key] = value
     path = Path(root) / INDEX_NAME
-    write_atomically(path, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(path, index)
     return path
 
 
@@ -236,9 +208,9 @@ class PackedSource:
     """A packed directory as a source of faces; memory-mapped, opened when first read.
 
     Implements FaceSource: ``identities`` (list of str), ``labels`` (int64 [n]), ``len()``, ``image(index)``
-    (uint8 [h, w, 3], RGB). It can be pickled and survives a fork: the maps are read-only and are opened anew after
-    unpickling. Raises LrfaceError when the index or a shard is missing, of another size than the index says, or
-    not readable.
+    (uint8 [h, w, 3], RGB). It can be pickled and survives a fork: the maps are read-only and are opened
+    anew after unpickling. Raises LrfaceError when the index or a shard is missing, of another size than the
+    index says, or not readable.
     """
 
     def __init__(self, root: str | Path):
@@ -320,14 +292,14 @@ class PackedSource:
         return self._view(index).tobytes()
 
     def image(self, index: int) -> np.ndarray:
-        """Image ``index`` decoded: uint8 [h, w, 3], RGB. Raises LrfaceError naming shard and row if it is broken."""
+        """Image ``index`` decoded: uint8 [h, w, 3], RGB. Raises LrfaceError naming shard and row if it is
+        broken."""
         view = self._view(index)
         decoded = cv2.imdecode(view, cv2.IMREAD_COLOR) if view.size else None
         if decoded is None:
             number, row = self._locate(int(index))
-            raise LrfaceError(
-                f"{self.root / self.index['shards'][number]['file']}: row {row} is not a readable image. {_REPAIR}"
-            )
+            path = self.root / self.index["shards"][number]["file"]
+            raise LrfaceError(f"{path}: row {row} is not a readable image. {_REPAIR}")
         return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
     def column(self, name: str) -> np.ndarray:
@@ -373,8 +345,8 @@ class PackedSource:
 
 
 def verify_shards(root: str | Path, shards: Iterable[dict[str, Any]] | None = None) -> None:
-    """Read every shard whole and compare it with the checksum in the index; raises LrfaceError naming the first
-    that differs."""
+    """Read every shard whole and compare it with the checksum in the index; raises LrfaceError naming the
+    first that differs."""
     root = Path(root)
     for shard in read_index(root)["shards"] if shards is None else shards:
         path = root / shard["file"]
