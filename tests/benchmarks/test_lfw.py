@@ -10,7 +10,7 @@ from lrface.benchmarks.verification import evaluate_verification, load_benchmark
 from lrface.data.packed import PackedSource, write_index, write_shard
 from lrface.errors import LrfaceError
 
-SIX_FACES = [(340, 170), (470, 300), (620, 140), (770, 210), (950, 230), (1090, 150)]
+SIX_FACES = [(110, 330), (322, 211), (518, 333), (793, 410), (961, 132), (1181, 336)]
 
 
 def crop(seed: int, size: int = 112) -> np.ndarray:
