@@ -10,6 +10,11 @@ from torch.nn import functional as F
 from lrface.errors import UsageError
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision -> float32; float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def _check_sizes(embedding_size: int, identities: int) -> None:
     if embedding_size < 1 or identities < 2:
         raise UsageError(
@@ -33,7 +38,7 @@ class _CosineHead(nn.Module):
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):
-            return F.linear(F.normalize(embeddings.float()), F.normalize(self.weight.float()))
+            return F.linear(F.normalize(at_least_float32(embeddings)), F.normalize(at_least_float32(self.weight)))
 
     def extra_repr(self) -> str:
         identities, embedding_size = self.weight.shape
@@ -49,8 +54,8 @@ class CosFace(_CosineHead):
         scale: s, 30 in QualNet (paper 001, section 4.1).
         margin: m, 0.25 in QualNet.
 
-    ``forward(embeddings float [n, d], labels int64 [n])`` gives logits float32 [n, identities] for a plain
-    cross-entropy.
+    ``forward(embeddings float [n, d], labels int64 [n])`` gives logits [n, identities], at least float32, for
+    a plain cross-entropy.
     """
 
     def __init__(self, embedding_size: int, identities: int, scale: float = 30.0, margin: float = 0.25):
@@ -68,7 +73,7 @@ class ArcFace(_CosineHead):
     Where theta_y + m passes pi, cos(theta + m) would rise again; there the logit goes on linearly as
     cos(theta) - m sin(m), as the authors' code does.
 
-    ``forward(embeddings float [n, d], labels int64 [n])`` gives logits float32 [n, identities].
+    ``forward(embeddings float [n, d], labels int64 [n])`` gives logits [n, identities], at least float32.
     """
 
     def __init__(self, embedding_size: int, identities: int, scale: float = 64.0, margin: float = 0.5):
@@ -86,7 +91,8 @@ class ArcFace(_CosineHead):
 
 
 class Softmax(nn.Module):
-    """A plain linear classifier: ``forward(embeddings float [n, d], labels)`` gives logits [n, identities]."""
+    """A plain linear classifier: ``forward(embeddings float [n, d], labels)`` gives logits [n, identities],
+    at least float32."""
 
     def __init__(self, embedding_size: int, identities: int):
         super().__init__()
@@ -96,4 +102,4 @@ class Softmax(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        return self.linear(embeddings).float()
+        return at_least_float32(self.linear(embeddings))

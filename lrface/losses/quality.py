@@ -1,5 +1,6 @@
 """The quality loss of QualNet: distance between the reconstruction and the clean image."""
 
+import torch
 from torch import Tensor
 
 from lrface.errors import UsageError
@@ -17,7 +18,7 @@ def quality_loss(reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tenso
             clipped pixel has no gradient.
 
     Returns:
-        Scalar float32.
+        Scalar, float32 (float64 for float64).
 
     Raises:
         UsageError: shapes differ.
@@ -26,7 +27,8 @@ def quality_loss(reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tenso
         raise UsageError(
             f"the decoder's output {tuple(reconstruction.shape)} and the clean image {tuple(hq.shape)} differ in shape"
         )
-    reconstruction = reconstruction.float()
+    if reconstruction.dtype in (torch.float16, torch.bfloat16):
+        reconstruction = reconstruction.float()
     if clip:
         reconstruction = reconstruction.clamp(0.0, 1.0)
-    return (reconstruction - hq.float()).abs().mean()
+    return (reconstruction - hq.to(reconstruction.dtype)).abs().mean()
