@@ -70,7 +70,8 @@ def warp_face(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.n
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"image must be uint8 [h, w, 3], found {image.dtype} {list(image.shape)}")
     matrix = similarity_transform(landmarks, size)
-    factor = int(1.0 / np.hypot(matrix[0, 0], matrix[1, 0]))
+    # A hair above: landmarks are float32, and twice as large should count as twice.
+    factor = int(1.0 / np.hypot(matrix[0, 0], matrix[1, 0]) + 1e-4)
     if factor >= 2 or max(image.shape[:2]) > 16_000:  # OpenCV warps at most 32,767 pixels a side
         image, matrix = _region(image, matrix, size, max(1, factor))
     return cv2.warpAffine(
@@ -83,14 +84,16 @@ def _region(image: np.ndarray, matrix: np.ndarray, size: int, factor: int) -> tu
     crop."""
     height, width = image.shape[:2]
     linear, shift = matrix[:, :2], matrix[:, 2]
+    inverse = np.linalg.inv(linear)
     corners = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], dtype=np.float64)
-    seen = (corners - shift) @ np.linalg.inv(linear).T
-    left, top = np.floor(seen.min(axis=0)).astype(np.int64) - 2 * factor
-    right, bottom = np.ceil(seen.max(axis=0)).astype(np.int64) + 2 * factor + 1
-    # Whole blocks, so that every shrunk pixel averages exactly factor x factor pixels; what lies outside is
-    # black.
-    right += (left - right) % factor
-    bottom += (top - bottom) % factor
+    seen = (corners - shift) @ inverse.T
+    # Whole blocks of factor x factor pixels, one centred on the first pixel of the crop: for an upright face
+    # every pixel of the crop is then the average of one block. What lies outside of the photograph is black.
+    first = np.round(-inverse @ shift - (factor - 1) / 2).astype(np.int64)
+    before = np.ceil((first - seen.min(axis=0)) / factor).astype(np.int64) + 2
+    after = np.ceil((seen.max(axis=0) - first) / factor).astype(np.int64) + 2
+    left, top = first - before * factor
+    right, bottom = first + after * factor
     x0, y0, x1, y1 = max(0, left), max(0, top), min(width, right), min(height, bottom)
     if x0 >= x1 or y0 >= y1:
         return np.zeros((1, 1, 3), np.uint8), matrix
