@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,15 @@ TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bflo
 
 def train(recipe: str, seed: int, folder: Path, data: Path | None) -> dict[str, Any]:
     """Train in a process of its own, or find it done."""
-    command = [sys.executable, "-m", "lrface.cli", "train", f"celeba300/{recipe}", f"seed={seed}", f"out={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "lrface.cli",
+        "train",
+        f"celeba300/{recipe}",
+        f"seed={seed}",
+        f"out={folder}",
+    ]
     if data is not None:
         command += ["--data", str(data)]
     subprocess.run(command, check=True, stdout=sys.stderr)
@@ -65,6 +74,8 @@ def test(folder: Path, benchmark: VerificationSet) -> list[dict[str, Any]]:
         if found["weights_sha256"] == card["weights_sha256"] and found["testing"] == TESTING:
             return found["rows"]
     encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if shutil.which("c++"):
+        encoder.compile()
 
     def embed(images: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -98,7 +109,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
     def cells(recipe: str, sizes: tuple[int, ...] = SIZES) -> list[str]:
         runs = by_recipe.get(recipe, [])
-        return [cell([run["accuracy"][str(size)] for run in runs]) if size in sizes else "-" for size in SIZES]
+        return [
+            cell([run["accuracy"][str(size)] for run in runs]) if size in sizes else "-" for size in SIZES
+        ]
 
     specialised = ["vanilla", "specialised_56", "specialised_28", "specialised_14"]
     target = [
@@ -118,7 +131,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {name} | {len(by_recipe[recipe])} | " + " | ".join(cells(recipe)) + " |")
     lines += [
         "",
-        "| Paper, Table 4: AgeDB-30 / CFP-FP, IR-50 on CASIA | " + " | ".join(f"{s}x{s}" for s in SIZES) + " |",
+        "| Paper, Table 4: AgeDB-30 / CFP-FP, IR-50 on CASIA | "
+        + " | ".join(f"{s}x{s}" for s in SIZES)
+        + " |",
         "|---" * 5 + "|",
     ]
     for key, name in (
@@ -126,19 +141,27 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         ("naive", "naive augmentation"),
         ("qualnet_lm", "QualNet50-LM"),
     ):
-        lines.append(f"| {name} | " + " | ".join("{:.2f} / {:.2f}".format(*PAPER[key][s]) for s in SIZES) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join("{:.2f} / {:.2f}".format(*PAPER[key][s]) for s in SIZES) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def git_commit() -> str:
     found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+        check=False,
     )
     return found.stdout.strip() or "unknown"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="holds celeba300_112 and lfw; else $LRFACE_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/table4"), help="where runs are kept")
     parser.add_argument("--lfw", type=Path, help="LFW aligned by `lrface align`, to spare its alignment")
@@ -179,9 +202,15 @@ def main() -> None:
                 "command": "python eval/table4_resolution.py --plan " + " ".join(arguments.plan),
                 "commit": git_commit(),
                 "config_sha256": {row["recipe"]: row["recipe_sha256"] for row in rows},
-                "checkpoint_sha256": {f"{row['recipe']}:{row['seed']}": row["checkpoint_sha256"] for row in rows},
+                "checkpoint_sha256": {
+                    f"{row['recipe']}:{row['seed']}": row["checkpoint_sha256"] for row in rows
+                },
                 "recipes": {row["recipe"]: shipped[f"celeba300/{row['recipe']}"].read_text() for row in rows},
-                "data": {"training": "celeba300_112", "test": "LFW View 2, 6,000 pairs", "unaligned": benchmark.unaligned},
+                "data": {
+                    "training": "celeba300_112",
+                    "test": "LFW View 2, 6,000 pairs",
+                    "unaligned": benchmark.unaligned,
+                },
                 "testing": TESTING,
                 "seeds": sorted({row["seed"] for row in rows}),
                 "rows": rows,

@@ -43,10 +43,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
+]
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder that data is looked for in; else $LRFACE_DATA, else ~/.cache/lrface."),
+    typer.Option(
+        "--data", help="Folder that data is looked for in; else $LRFACE_DATA, else ~/.cache/lrface."
+    ),
 ]
 
 
@@ -67,7 +71,9 @@ def main(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (see `lrface recipes`).")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or the name of a shipped recipe (see `lrface recipes`).")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -76,11 +82,15 @@ def train(
         ),
     ] = None,
     data: DataRoot = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Delete an earlier run in the same place.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Delete an earlier run in the same place.")
+    ] = False,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on with an earlier run although the recipe changed.")
     ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only check the recipe and print it resolved.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the recipe and print it resolved.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Train a recipe, from where the same command stopped last time.
@@ -108,14 +118,20 @@ def train(
         except Interrupted as stopped:
             import signal
 
-            say(f"stopped after step {stopped.step}, saved {stopped.checkpoint}; the same command goes on from there")
+            say(
+                f"stopped after step {stopped.step}, saved {stopped.checkpoint}; the same command goes on from there"
+            )
             raise typer.Exit(130 if stopped.signal == signal.SIGINT else 0) from stopped
         for entry in summary.stages:
             if "seconds" in entry:
                 say(
                     f"stage {entry['name']}: steps {entry['resumed_at']} to {entry['steps']} in "
                     f"{entry['seconds']:.0f} s, {entry['images_per_second']:.0f} images/s, "
-                    + ", ".join(f"{key} {value:.4g}" for key, value in entry["logs"].items() if key != "images_per_second")
+                    + ", ".join(
+                        f"{key} {value:.4g}"
+                        for key, value in entry["logs"].items()
+                        if key != "images_per_second"
+                    )
                 )
         print_json(asdict(summary)) if json_output else print(f"model: {summary.model}")
 
@@ -124,7 +140,9 @@ def train(
 def list_recipes(
     action: Annotated[str, typer.Argument(help="list, show or copy.")] = "list",
     name: Annotated[str | None, typer.Argument(help="Recipe to show or copy.")] = None,
-    destination: Annotated[Path | None, typer.Argument(help="Where to copy to; default: the recipe's file name here.")] = None,
+    destination: Annotated[
+        Path | None, typer.Argument(help="Where to copy to; default: the recipe's file name here.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """List the shipped recipes, show one, or copy one to change it."""
@@ -134,7 +152,10 @@ def list_recipes(
         from lrface.files import write_text
 
         if action == "list":
-            found = {key: config.parse_recipe(config.read_yaml(path)) for key, path in recipes.shipped_recipes().items()}
+            found = {
+                key: config.parse_recipe(config.read_yaml(path))
+                for key, path in recipes.shipped_recipes().items()
+            }
             if json_output:
                 print_json({key: recipe.description for key, recipe in found.items()})
             else:
@@ -143,7 +164,9 @@ def list_recipes(
                     print(f"{key:{width}}  {recipe.description}")
             return
         if action not in ("show", "copy") or name is None:
-            raise UsageError("usage: lrface recipes [list], lrface recipes show NAME, lrface recipes copy NAME [FILE]")
+            raise UsageError(
+                "usage: lrface recipes [list], lrface recipes show NAME, lrface recipes copy NAME [FILE]"
+            )
         path = recipes.find_recipe(name)
         if action == "show":
             print(path.read_text(encoding="utf-8"), end="")
@@ -156,7 +179,7 @@ def list_recipes(
 
 
 def parse_sizes(text: str) -> list[int]:
-    """"112,56" -> [112, 56]. Raises UsageError for anything that is no list of whole numbers."""
+    """ "112,56" -> [112, 56]. Raises UsageError for anything that is no list of whole numbers."""
     from lrface.errors import UsageError
 
     try:
@@ -169,17 +192,26 @@ def parse_sizes(text: str) -> list[int]:
 @app.command()
 def align(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of identity folders of photographs.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the packed, aligned faces and report.csv.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the packed, aligned faces and report.csv.")
+    ],
     size: Annotated[int, typer.Option("--size", help="Side of the aligned faces in pixels.")] = 112,
     faces: Annotated[
         str, typer.Option("--faces", help="Which faces of a photograph: largest-central, largest or all.")
     ] = "largest-central",
-    workers: Annotated[int | None, typer.Option("--workers", help="Worker processes; default: one a core.")] = None,
-    min_face_size: Annotated[int, typer.Option("--min-face-size", help="Smallest face looked for, in pixels.")] = 20,
-    min_score: Annotated[
-        float | None, typer.Option("--min-score", help="How sure the detector must be, 0 to 1; default: its own.")
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Worker processes; default: one a core.")
     ] = None,
-    image_format: Annotated[str, typer.Option("--format", help="How faces are stored: jpeg or png.")] = "jpeg",
+    min_face_size: Annotated[
+        int, typer.Option("--min-face-size", help="Smallest face looked for, in pixels.")
+    ] = 20,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", help="How sure the detector must be, 0 to 1; default: its own."),
+    ] = None,
+    image_format: Annotated[
+        str, typer.Option("--format", help="How faces are stored: jpeg or png.")
+    ] = "jpeg",
     quality: Annotated[int, typer.Option("--quality", help="JPEG quality, 1 to 100.")] = 95,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     json_output: Json = False,
@@ -211,7 +243,10 @@ def align(
 @app.command()
 def verify(
     model: Annotated[
-        list[str], typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file; several compare.")
+        list[str],
+        typer.Option(
+            "--model", help="A run of `lrface train`, a .safetensors or .onnx file; several compare."
+        ),
     ],
     benchmark: Annotated[
         list[str],
@@ -222,16 +257,28 @@ def verify(
     ],
     resolutions: Annotated[str, typer.Option("--resolutions", help="Test sizes in pixels.")] = "112,56,28,14",
     data: DataRoot = None,
-    pairs: Annotated[Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")] = None,
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored image.")] = True,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored image.")
+    ] = True,
     cross: Annotated[bool, typer.Option("--cross", help="Also full-size gallery against each size.")] = False,
-    down: Annotated[str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")] = "nearest",
-    up: Annotated[str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")] = "bilinear",
+    down: Annotated[
+        str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")
+    ] = "nearest",
+    up: Annotated[
+        str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")
+    ] = "bilinear",
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")] = 64,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes that align photographs.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy against resolution: FILE.png/.svg/.pdf.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that align photographs.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw accuracy against resolution: FILE.png/.svg/.pdf.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Verification accuracy at several resolutions, by ten folds, with TAR@FAR.
@@ -268,21 +315,30 @@ def verify(
             print_json({"results": rows})
         else:
             single = len(model) == 1
-            print(results_table([{k: v for k, v in row.items() if not (single and k == "model")} for row in rows]))
+            print(
+                results_table(
+                    [{k: v for k, v in row.items() if not (single and k == "model")} for row in rows]
+                )
+            )
 
 
 @app.command()
 def embed(
     paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="Images and folders of images.")],
-    model: Annotated[str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")],
+    model: Annotated[
+        str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Where the vectors go: .parquet or .npz.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="crop (aligned square faces), photo (detect and align), auto by size.")
+        str,
+        typer.Option("--kind", help="crop (aligned square faces), photo (detect and align), auto by size."),
     ] = "auto",
     faces: Annotated[
         str, typer.Option("--faces", help="Which faces of a photograph: largest-central, largest or all.")
     ] = "largest-central",
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
@@ -314,12 +370,16 @@ def embed(
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="An image: aligned crop or photograph.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another image.")],
-    model: Annotated[str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")],
+    model: Annotated[
+        str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")
+    ],
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Cosine from which on it is the same person.")
     ] = None,
     kind: Annotated[str, typer.Option("--kind", help="crop, photo or auto.")] = "auto",
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Whether two images show the same person: similarity and a verdict."""
@@ -329,12 +389,16 @@ def compare(
         from lrface.embed import load_embedder
 
         found = load_embedder(model).compare(first, second, threshold=threshold, kind=kind, flip=flip)
-        print_json({**asdict(found), "calibrated": found.calibrated}) if json_output else print(found.statement)
+        print_json({**asdict(found), "calibrated": found.calibrated}) if json_output else print(
+            found.statement
+        )
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for runs and the picture.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for runs and the picture.")] = Path(
+        "demo-output"
+    ),
     json_output: Json = False,
 ) -> None:
     """The whole job on embedded data: align a photograph, train, verify, embed, draw. About 5 minutes, no network."""

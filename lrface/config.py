@@ -191,7 +191,15 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in hints:
-            raise UsageError(f"unknown key {prefix}{key}{nearest(str(key), hints)}; known: {', '.join(hints)}")
+            raise UsageError(
+                f"unknown key {prefix}{key}{nearest(str(key), hints)}; known: {', '.join(hints)}"
+            )
+    for f in dataclasses.fields(kind):
+        # "head: {margin: 0.1}", or the override head.margin=0.1, is about the default head.
+        if hints[f.name] is Named and f.default_factory is not dataclasses.MISSING:
+            given = value.get(f.name)
+            if isinstance(given, dict) and "name" not in given:
+                value = {**value, f.name: {"name": f.default_factory().name, **given}}
     required = [
         f.name
         for f in dataclasses.fields(kind)
@@ -269,10 +277,12 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
             raise UsageError(f"{where}.name must be unique and without '/'; found {stage.name!r}")
         if (stage.steps is None) == (stage.epochs is None):
             raise UsageError(f"{where}: give exactly one of steps and epochs")
-        if (stage.steps or 0) < 0 or (stage.epochs or 0) < 0 or not (stage.steps or stage.epochs):
+        if not 0 < (stage.epochs if stage.steps is None else stage.steps) < float("inf"):  # type: ignore[operator]
             raise UsageError(f"{where}: steps or epochs must be above 0")
         if stage.load and index == 0:
-            raise UsageError(f"{where}.load: the first stage has none before it; use start_from for a model on disk")
+            raise UsageError(
+                f"{where}.load: the first stage has none before it; use start_from for a model on disk"
+            )
         for part in stage.load:
             if part not in ("encoder", "head", "decoder"):
                 raise UsageError(
@@ -282,7 +292,11 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
     if (recipe.data.path is None) == (recipe.data.synthetic is None):
         raise UsageError("data: give exactly one of path and synthetic")
     if recipe.data.batch_size < 2:
-        raise UsageError(f"data.batch_size must be at least 2 (BatchNorm needs two); found {recipe.data.batch_size}")
+        raise UsageError(
+            f"data.batch_size must be at least 2 (BatchNorm needs two); found {recipe.data.batch_size}"
+        )
+    if recipe.data.workers < 0:
+        raise UsageError(f"data.workers must be at least 0; found {recipe.data.workers}")
     return recipe
 
 
@@ -322,5 +336,9 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
             for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{where}.{i}")]
+        return [
+            line
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{where}.{i}")
+        ]
     return [] if old == new else [f"{where}: {old!r} -> {new!r}"]

@@ -5,14 +5,15 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lrface.errors import LrfaceError
 
 
-def _explain(error: OSError, path: Path) -> LrfaceError:
+def explain(error: OSError, path: Path) -> LrfaceError:
+    """The error for a user from what the system said about writing ``path``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LrfaceError(
             f"cannot write {path}: the disk is full. Nothing finished before is lost; free space and run the same "
@@ -37,9 +38,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 @contextmanager
@@ -52,6 +54,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if (
+            aside.exists()
+        ):  # left by a killed process of the same number: in a container every run may have it
+            shutil.rmtree(aside)
         aside.mkdir(parents=True)
         yield aside
         for file in aside.iterdir():
@@ -61,7 +67,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

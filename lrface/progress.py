@@ -13,7 +13,14 @@ class Progress:
     behind it. On a terminal it redraws in place; in a log file it writes a line every 30 seconds.
     """
 
-    def __init__(self, total: int | None, description: str, unit: str = "images", initial: int = 0, enabled: bool = True):
+    def __init__(
+        self,
+        total: int | None,
+        description: str,
+        unit: str = "images",
+        initial: int = 0,
+        enabled: bool = True,
+    ):
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -45,6 +52,8 @@ class Progress:
         self._bar.close()
 
 
-def progress(total: int | None, description: str, unit: str = "images", initial: int = 0, enabled: bool = True) -> Progress:
+def progress(
+    total: int | None, description: str, unit: str = "images", initial: int = 0, enabled: bool = True
+) -> Progress:
     """A :class:`Progress` bar; ``enabled=False`` gives one that prints nothing."""
     return Progress(total, description, unit=unit, initial=initial, enabled=enabled)

@@ -72,9 +72,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> config.Recipe:
     """
     path = find_recipe(name)
     try:
-        return config.parse_recipe(config.read_yaml(path), overrides)
+        recipe = config.parse_recipe(config.read_yaml(path), overrides)
+        for stage in recipe.stages:
+            stage_settings(stage)
+        return recipe
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def stage_settings(stage: config.Stage) -> tuple[Optimiser, Schedule]:
+    """The optimiser and schedule of ``stage``. Raises UsageError naming the stage for a value out of range."""
+    try:
+        return Optimiser(**vars(stage.optimiser)), Schedule(**vars(stage.schedule))
+    except UsageError as error:
+        raise UsageError(f"stage {stage.name!r}: {error}") from error
 
 
 def find_data(path: str, root: str | Path | None = None) -> Path:
@@ -117,21 +128,30 @@ def build_method(recipe: config.Recipe, stage: config.Stage, identities: int) ->
     """The method of ``stage`` with fresh networks.
 
     Raises:
-        UsageError: a name or argument the recipe gives is unknown.
+        UsageError: a name or argument the recipe gives is unknown, or a value is out of range.
     """
+    for part, named, taken in (
+        ("head", recipe.head, ("embedding_size", "identities")),
+        ("decoder", recipe.decoder, ("in_channels",)),
+        ("method", stage.method, ("encoder", "head", "decoder", "policy")),
+    ):
+        for key in taken:
+            if key in named.arguments:
+                raise UsageError(f"{part}.{key} follows from the rest of the recipe and the data; remove it")
     encoder = build_backbone(recipe.backbone.name, **recipe.backbone.arguments)
     arguments: dict[str, Any] = {
         "encoder": encoder,
-        "head": build_head(
-            recipe.head.name, encoder.embedding_size, identities, **recipe.head.arguments
-        ),
-        "policy": ResolutionPolicy(**vars(stage.degrade)),
+        "head": build_head(recipe.head.name, encoder.embedding_size, identities, **recipe.head.arguments),
     }
     if stage.method.name == "qualnet":
         arguments["decoder"] = build_decoder(
             recipe.decoder.name, encoder.feature_channels, **recipe.decoder.arguments
         )
-    return METHODS.build(stage.method.name, **arguments, **stage.method.arguments)
+    try:
+        arguments["policy"] = ResolutionPolicy(**vars(stage.degrade))
+        return METHODS.build(stage.method.name, **arguments, **stage.method.arguments)
+    except UsageError as error:
+        raise UsageError(f"stage {stage.name!r}: {error}") from error
 
 
 @dataclass
@@ -161,6 +181,8 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
     """Make ``out`` ready; an earlier run there must be of the same recipe."""
     text = config.to_yaml(recipe)
     known = out / "recipe.yaml"
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
     if known.exists() and restart:
         for entry in ("stages", MODEL, "model.json", "recipe.yaml", "summary.json"):
             path = out / entry
@@ -221,7 +243,10 @@ def run_recipe(
             f"{source_name} holds {images} images, fewer than one batch of {batch_size}; "
             f"set data.batch_size={images} or less"
         )
+    # What can be wrong in a later stage is found before the first one has run for hours.
+    settings = [stage_settings(stage) for stage in recipe.stages]
     methods = [build_method(recipe, stage, identities) for stage in recipe.stages]
+    check_loads(recipe, methods)
     _prepare_out(recipe, out, restart, accept_changes)
     plain_trainer = vars(recipe.trainer)
     trainer = Trainer(**{**plain_trainer, "compile": wants_compile(recipe, say)}, show_progress=show_progress)
@@ -283,8 +308,7 @@ def run_recipe(
                 stream,
                 folder,
                 card,
-                Optimiser(**vars(stage.optimiser)),
-                Schedule(**vars(stage.schedule)),
+                *settings[index],
             )
         )
         before = result.checkpoint
@@ -316,26 +340,46 @@ def wants_compile(recipe: config.Recipe, say: Callable[[str], None]) -> bool:
     return found
 
 
+def check_loads(recipe: config.Recipe, methods: Sequence[Method]) -> None:
+    """What a stage loads must be a part of it and of the stage before. Raises UsageError."""
+    for index, stage in enumerate(recipe.stages):
+        for part in stage.load:
+            for number in (index - 1, index):
+                if not hasattr(methods[number], part):
+                    raise UsageError(
+                        f"stages.{index}.load: stage {recipe.stages[number].name!r} (method "
+                        f"{recipe.stages[number].method.name}) has no {part}"
+                    )
+
+
 def load_start(
-    recipe: config.Recipe, stage: config.Stage, method: Method, before: Path | None, say: Callable[[str], None]
+    recipe: config.Recipe,
+    stage: config.Stage,
+    method: Method,
+    before: Path | None,
+    say: Callable[[str], None],
 ) -> None:
     """Fill the method's networks from the stage before, or the first stage's encoder from a model on disk."""
     if before is None:
         if recipe.start_from is not None:
             encoder, card = load_model(recipe.start_from)
-            fill(method.encoder, encoder.state_dict(), f"start_from {recipe.start_from} ({card['architecture']})")
+            fill(
+                method.encoder,
+                encoder.state_dict(),
+                f"start_from {recipe.start_from} ({card['architecture']})",
+            )
             say(f"stage {stage.name}: encoder starts from {recipe.start_from}")
         return
     state = load_parts(before)
     for part in stage.load:
         prefix = f"{part}."
         tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if not tensors or not hasattr(method, part):
-            raise UsageError(f"stages.{stage.name}.load: {part!r} is not a part of both stages")
         fill(method.get_submodule(part), tensors, f"{part} of {before}")
 
 
-def open_dataset(recipe: config.Recipe, source: FaceSource, method: Method, show_progress: bool) -> FaceDataset:
+def open_dataset(
+    recipe: config.Recipe, source: FaceSource, method: Method, show_progress: bool
+) -> FaceDataset:
     """Decoded into memory where the recipe wants it and it fits, else decoded as it goes."""
     size: int = method.encoder.input_size  # type: ignore[assignment]
     cache = recipe.data.cache

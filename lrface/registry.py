@@ -17,6 +17,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """``value`` as the plain type ``kind``; what is annotated otherwise passes as it is."""
+    if kind not in (bool, int, float, str):
+        return value
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-3 as text
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"{where} must be of type {kind.__name__}; found {value!r}")
+    return value
+
+
 class Registry(Generic[T]):
     """Builders of one kind of thing, by name.
 
@@ -40,7 +54,7 @@ class Registry(Generic[T]):
         """Call the builder of ``name``.
 
         Raises:
-            UsageError: unknown name, or arguments the builder does not take.
+            UsageError: unknown name, arguments the builder does not take or of another plain type than it says.
         """
         if name not in self._builders:
             raise UsageError(
@@ -48,11 +62,15 @@ class Registry(Generic[T]):
             )
         builder = self._builders[name]
         fixed = builder.keywords if isinstance(builder, partial) else {}
-        parameters = [name for name in inspect.signature(builder).parameters if name not in fixed]
+        signature = inspect.signature(builder).parameters
+        parameters = [name for name in signature if name not in fixed]
         for argument in arguments:
             if argument not in parameters:
                 raise UsageError(
                     f"unknown key {self.kind}.{argument} for {self.kind} {name!r}{nearest(argument, parameters)}; "
                     f"known: {', '.join(parameters)}"
                 )
+            arguments[argument] = _typed(
+                arguments[argument], signature[argument].annotation, f"{self.kind}.{argument}"
+            )
         return builder(**arguments)

@@ -98,7 +98,7 @@ class CachedDataset(FaceDataset):
         return {"image": self.images[chosen].permute(0, 3, 1, 2), "label": self.labels[chosen]}
 
 
-def _same(batch: dict[str, Any]) -> dict[str, Any]:
+def _same(batch: Any) -> Any:
     return batch
 
 
@@ -141,6 +141,8 @@ def batches(
             collate_fn=_same,
             pin_memory=pin_memory,
             prefetch_factor=4,
+            # Without one of its own the loader draws from the global generator, and dropout after a resume differs.
+            generator=torch.Generator().manual_seed(seed),
         )
     for step, batch in enumerate(stream, start=first):
         batch["seed"] = batch_seed(seed, step)

@@ -49,7 +49,9 @@ class FolderSource:
     def image(self, index: int) -> np.ndarray:
         """uint8 [h, w, 3], RGB. Raises LrfaceError naming a file that cannot be decoded."""
         path = self.paths[index]
-        image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+        image = (
+            cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+        )
         if image is None:
             raise LrfaceError(f"{path} cannot be decoded as an image; remove it or copy it again")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -17,8 +17,11 @@ class FaceSource(Protocol):
     ``image(index)``: uint8 [h, w, 3], RGB.
     """
 
-    identities: list[str]
-    labels: np.ndarray
+    @property
+    def identities(self) -> list[str]: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -33,7 +36,9 @@ def open_source(path: str | Path) -> FaceSource:
     """
     path = Path(path)
     if not path.exists():
-        raise LrfaceError(f"{path}: no such file or directory; give packed data or a folder of identity folders")
+        raise LrfaceError(
+            f"{path}: no such file or directory; give packed data or a folder of identity folders"
+        )
     if not path.is_dir():
         raise LrfaceError(
             f"{path} is a file; training data is a directory: packed data (made by `lrface align`) or identity folders"

@@ -59,7 +59,9 @@ class ResolutionPolicy:
         if continuous is not None and (len(continuous) != 2 or not 1 <= continuous[0] <= continuous[1]):
             raise UsageError(f"degrade.continuous must be [smallest, largest] in pixels; found {continuous}")
         if continuous is None and clean_share < 1.0 and (not sizes or min(sizes) < 1):
-            raise UsageError(f"degrade.sizes must list at least one resolution of 1 pixel or more; found {sizes}")
+            raise UsageError(
+                f"degrade.sizes must list at least one resolution of 1 pixel or more; found {sizes}"
+            )
         self.clean_share = clean_share
         self.sizes = tuple(sizes)
         self.continuous = tuple(continuous) if continuous is not None else None

@@ -30,7 +30,9 @@ class _CosineHead(nn.Module):
         super().__init__()
         _check_sizes(embedding_size, identities)
         if scale <= 0 or margin < 0:
-            raise UsageError(f"head.scale must be above 0 and head.margin at least 0; found {scale} and {margin}")
+            raise UsageError(
+                f"head.scale must be above 0 and head.margin at least 0; found {scale} and {margin}"
+            )
         self.scale = scale
         self.margin = margin
         self.weight = nn.Parameter(torch.empty(identities, embedding_size))
@@ -38,7 +40,9 @@ class _CosineHead(nn.Module):
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):
-            return F.linear(F.normalize(at_least_float32(embeddings)), F.normalize(at_least_float32(self.weight)))
+            return F.linear(
+                F.normalize(at_least_float32(embeddings)), F.normalize(at_least_float32(self.weight))
+            )
 
     def extra_repr(self) -> str:
         identities, embedding_size = self.weight.shape

@@ -47,7 +47,7 @@ class Method(nn.Module):
         plain: list[nn.Parameter] = []
         for _, parameter in self._trainable():
             (decayed if parameter.ndim > 1 else plain).append(parameter)
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:

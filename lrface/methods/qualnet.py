@@ -51,7 +51,7 @@ class QualNet(Method):
         super().__init__()
         if quality_weight < 0:
             raise UsageError(f"quality_weight (lambda) must be at least 0; found {quality_weight}")
-        self.frozen = tuple(freeze)
+        self.frozen = (freeze,) if isinstance(freeze, str) else tuple(freeze)
         for part in self.frozen:
             if part not in FREEZABLE:
                 raise UsageError(f"freeze takes {' and '.join(FREEZABLE)}; found {part!r}")

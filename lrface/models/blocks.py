@@ -76,4 +76,4 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.to(memory_format=torch.channels_last)

@@ -59,6 +59,7 @@ class SubpixelDecoder(nn.Module):
         self.body = nn.Sequential(*layers)
         self.image = nn.Conv2d(channels, 3, 3, 1, 1)
         initialise(self)
+        assert self.image.bias is not None
         # Start from mid-grey: half of a fresh network's output would otherwise be outside [0, 1].
         nn.init.normal_(self.image.weight, std=0.01)
         nn.init.constant_(self.image.bias, 0.5)

@@ -6,7 +6,13 @@ from lrface.models.blocks import FaceBackbone, NormaliseInput, initialise
 
 
 def convolution(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, padding: int | None = None, activation: bool = True
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    padding: int | None = None,
+    activation: bool = True,
 ) -> nn.Sequential:
     """Conv-BN, with PReLU behind it unless the layer is linear."""
     padding = kernel // 2 if padding is None else padding

@@ -7,18 +7,20 @@ renamed into place when it is complete, so that whatever can be seen can be resu
 """
 
 import hashlib
+import io
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import lrface
-from lrface.errors import LrfaceError
+from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_directory, atomic_file, read_json, write_json
 from lrface.models import build_backbone
 
@@ -69,9 +71,15 @@ def save_model(path: str | Path, encoder: nn.Module, card: dict[str, Any]) -> Pa
     if path.suffix != ".safetensors":
         path = path / MODEL
     with atomic_file(path) as aside:
-        save_file(_contiguous(encoder.state_dict()), aside)
+        # By Python from memory, here and below: the library's own writer hides that a disk is full.
+        aside.write_bytes(save(_contiguous(encoder.state_dict())))
     write_json(path.with_suffix(".json"), {**card, "weights_sha256": _sha256(path)})
     return path
+
+
+def _stage_number(folder: Path) -> int:
+    number = folder.name.split("-")[0]
+    return int(number) if number.isdigit() else -1
 
 
 def find_model(path: str | Path) -> Path:
@@ -93,7 +101,7 @@ def find_model(path: str | Path) -> Path:
         )
     if (path / MODEL).is_file():
         return path / MODEL
-    for stage in sorted((path / "stages").glob("*"), reverse=True):
+    for stage in sorted((path / "stages").glob("*-*"), key=_stage_number, reverse=True):
         newest = latest_checkpoint(stage)
         if newest is not None:
             return newest / MODEL
@@ -110,7 +118,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise LrfaceError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise LrfaceError(f"{path} is no readable safetensors file ({error}); copy or train it again") from error
+        raise LrfaceError(
+            f"{path} is no readable safetensors file ({error}); copy or train it again"
+        ) from error
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without the extra state that modules may have."""
+    return {key: value for key, value in module.state_dict().items() if not key.endswith("_extra_state")}
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -119,7 +134,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     Raises:
         LrfaceError: names the first tensor that is missing, left over or of another shape.
     """
-    own = module.state_dict()
+    own = tensors(module)
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
     other = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -136,7 +151,8 @@ def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
         if extra:
             found.append(f"{len(extra)} not of this network, first {extra[0]}")
         raise LrfaceError(f"{what} is of another architecture: {'; '.join(found)}")
-    module.load_state_dict(state)
+    extra_state = {key: value for key, value in module.state_dict().items() if key not in own}
+    module.load_state_dict({**state, **extra_state})
 
 
 def check_card(card: dict[str, Any], path: Path) -> None:
@@ -144,8 +160,12 @@ def check_card(card: dict[str, Any], path: Path) -> None:
     if card.get("format") != "lrface-model":
         raise LrfaceError(f"{path}: field 'format' must be 'lrface-model'; found {card.get('format')!r}")
     if card.get("version") != 1:
-        raise LrfaceError(f"{path}: written in format version {card.get('version')}; this lrface reads version 1")
-    entry = card.get("input", {})
+        raise LrfaceError(
+            f"{path}: written in format version {card.get('version')}; this lrface reads version 1"
+        )
+    entry = card.get("input")
+    if not isinstance(entry, dict):
+        raise LrfaceError(f"{path}: field 'input' must say size, colour and range; found {entry!r}")
     for field, wanted in (("colour", "RGB"), ("range", [0, 1]), ("normalisation", "inside")):
         if entry.get(field) != wanted:
             raise LrfaceError(f"{path}: field 'input.{field}' must be {wanted!r}; found {entry.get(field)!r}")
@@ -166,17 +186,26 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn
     card = read_json(card_path, "the card of the model")
     check_card(card, card_path)
     architecture = card.get("architecture")
-    if not isinstance(architecture, dict) or "name" not in architecture:
-        raise LrfaceError(f"{card_path}: field 'architecture' must hold a name and arguments; found {architecture!r}")
-    encoder = build_backbone(architecture["name"], **architecture.get("arguments", {}))
+    arguments = architecture.get("arguments", {}) if isinstance(architecture, dict) else None
+    if not isinstance(architecture, dict) or "name" not in architecture or not isinstance(arguments, dict):
+        raise LrfaceError(
+            f"{card_path}: field 'architecture' must hold a name and arguments; found {architecture!r}"
+        )
+    try:
+        encoder = build_backbone(architecture["name"], **arguments)
+    except UsageError as error:
+        raise LrfaceError(f"{card_path}: field 'architecture': {error}") from error
     fill(encoder, load_state(weights), f"{weights} (its card says {architecture['name']})")
     if card.get("weights_sha256") != _sha256(weights):
-        raise LrfaceError(f"{weights} does not belong to {card_path}: its sha256 differs from field 'weights_sha256'")
-    if card.get("embedding_size") != encoder.embedding_size:
         raise LrfaceError(
-            f"{card_path}: field 'embedding_size' is {card.get('embedding_size')}, the network gives "
-            f"{encoder.embedding_size}"
+            f"{weights} does not belong to {card_path}: its sha256 differs from field 'weights_sha256'"
         )
+    for field, stated, own in (
+        ("embedding_size", card.get("embedding_size"), encoder.embedding_size),
+        ("input.size", card["input"].get("size"), encoder.input_size),
+    ):
+        if stated != own:
+            raise LrfaceError(f"{card_path}: field {field!r} is {stated}, that of the network {own}")
     return encoder.to(device).eval(), card
 
 
@@ -215,9 +244,11 @@ def save_checkpoint(
     encoder = method.get_submodule("encoder")
     with atomic_directory(path) as aside:
         save_model(aside, encoder, {**card, "step": state.step})
-        parts = {key: value for key, value in method.state_dict().items() if not key.startswith("encoder.")}
-        save_file(_contiguous({k: v for k, v in parts.items() if isinstance(v, Tensor)}), aside / PARTS)
-        torch.save(vars(state), aside / TRAINING)
+        parts = {key: value for key, value in tensors(method).items() if not key.startswith("encoder.")}
+        (aside / PARTS).write_bytes(save(_contiguous(parts)))
+        training = io.BytesIO()
+        torch.save(vars(state), training)
+        (aside / TRAINING).write_bytes(training.getbuffer())
     for old in checkpoints(folder)[:-keep_last]:
         remove_directory(old)
     return path
@@ -225,11 +256,16 @@ def save_checkpoint(
 
 def remove_directory(path: Path) -> None:
     """Delete a checkpoint so that no half of it can ever be taken for a whole."""
-    import shutil
-
     gone = path.with_name(f".{path.name}.deleted")
     path.rename(gone)
     shutil.rmtree(gone)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed runs left of checkpoints half written or half deleted."""
+    for pattern in (".step-*.tmp", ".step-*.deleted"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from lrface.files import write_text
+from lrface.files import explain, write_text
 
 
 class MetricsLog:
@@ -28,7 +28,8 @@ class MetricsLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
-        self._file = self.path.open("a", newline="", encoding="utf-8")
+        # Unbuffered: a row is one write, and after a full disk closing does not fail once more.
+        self._file = self.path.open("ab", buffering=0)
 
     def _keep_before(self, first_step: int) -> None:
         kept: list[dict[str, str]] = []
@@ -37,11 +38,15 @@ class MetricsLog:
             self._fields = list(reader.fieldnames or []) or None
             for row in reader:
                 # A kill can leave half a last line: its step may be cut, but then its last field is missing.
-                if None in row.values() or not row["step"].isdigit() or int(row["step"]) >= first_step:
+                step = row.get("step") or ""
+                if None in row.values() or not step.isdigit() or int(step) >= first_step:
                     break
                 kept.append(row)
-        if self._fields is None:
+        if not kept:  # the header too may be cut, or of another method: it is written anew with the first row
+            self._fields = None
+            write_text(self.path, "")
             return
+        assert self._fields is not None
         text = io.StringIO()
         writer = csv.DictWriter(text, self._fields, lineterminator="\n")
         writer.writeheader()
@@ -51,14 +56,18 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """One row; floats are written so that they read back exactly."""
         row = {"step": step, **{key: repr(float(value)) for key, value in values.items()}}
+        text = io.StringIO()
         if self._fields is None:
             self._fields = list(row)
-            self._file.write(",".join(self._fields) + "\n")
-        csv.DictWriter(self._file, self._fields, lineterminator="\n").writerow(row)
-        self._file.flush()
-        if self._writer is not None:
-            for key, value in values.items():
-                self._writer.add_scalar(key, value, step)
+            text.write(",".join(self._fields) + "\n")
+        csv.DictWriter(text, self._fields, lineterminator="\n").writerow(row)
+        try:
+            self._file.write(text.getvalue().encode())
+            if self._writer is not None:
+                for key, value in values.items():
+                    self._writer.add_scalar(key, value, step)
+        except OSError as error:
+            raise explain(error, self.path) from error
 
     def close(self) -> None:
         self._file.close()

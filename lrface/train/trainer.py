@@ -22,6 +22,7 @@ from lrface.train.checkpoint import (
     load_parts,
     load_training_state,
     random_state,
+    remove_leftovers,
     restore_random_state,
     save_checkpoint,
 )
@@ -49,6 +50,9 @@ class Optimiser:
     """Stochastic gradient descent.
 
     clip_norm: largest norm of the whole gradient, or None.
+
+    Raises:
+        UsageError: a value out of range, or Nesterov momentum without momentum.
     """
 
     learning_rate: float = 0.1
@@ -56,6 +60,16 @@ class Optimiser:
     weight_decay: float = 5e-4
     nesterov: bool = False
     clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(f"optimiser.{name} must be a number of at least 0; found {value}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UsageError(f"optimiser.clip_norm must be above 0; found {self.clip_norm}")
+        if self.nesterov and self.momentum == 0:
+            raise UsageError("optimiser.nesterov needs optimiser.momentum above 0")
 
 
 @dataclass
@@ -116,7 +130,7 @@ class _Signals:
 
 
 def resolve_device(name: str) -> str:
-    """"auto" -> "cuda" where there is one, else "cpu"; an explicit device is never replaced by another.
+    """ "auto" -> "cuda" where there is one, else "cpu"; an explicit device is never replaced by another.
 
     Raises:
         UsageError: unknown name, or CUDA asked for where there is none.
@@ -126,7 +140,9 @@ def resolve_device(name: str) -> str:
     if name not in ("cpu", "cuda"):
         raise UsageError(f"trainer.device must be auto, cpu or cuda; found {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("trainer.device is cuda but PyTorch finds no GPU here; set trainer.device=cpu or auto")
+        raise UsageError(
+            "trainer.device is cuda but PyTorch finds no GPU here; set trainer.device=cpu or auto"
+        )
     return name
 
 
@@ -161,9 +177,17 @@ class Trainer:
     ):
         if precision not in PRECISIONS:
             raise UsageError(f"trainer.precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
-        for name, value in (("checkpoint_every", checkpoint_every), ("keep_last", keep_last), ("log_every", log_every)):
+        for name, value in (
+            ("checkpoint_every", checkpoint_every),
+            ("keep_last", keep_last),
+            ("log_every", log_every),
+        ):
             if value < 1:
                 raise UsageError(f"trainer.{name} must be at least 1; found {value}")
+        if threads is not None and threads < 1:
+            raise UsageError(
+                f"trainer.threads must be at least 1, or null for PyTorch's choice; found {threads}"
+            )
         self.device = resolve_device(device)
         self.precision = precision
         self.channels_last = channels_last
@@ -192,9 +216,10 @@ class Trainer:
         """
         method = stage.method
         if self.channels_last:
-            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            method.to(memory_format=torch.channels_last)
         groups = method.param_groups()
         check_param_groups(method, groups)
+        remove_leftovers(stage.folder)
         found = latest_checkpoint(stage.folder)
         state = None
         if found is not None:
@@ -216,7 +241,7 @@ class Trainer:
         first = 0
         if state is not None:
             first = state.step
-            optimiser.load_state_dict(state.optimiser)
+            load_optimiser(optimiser, state.optimiser, found)
             if state.extra:
                 method.set_extra_state(state.extra)
         if first >= stage.steps:
@@ -231,7 +256,13 @@ class Trainer:
             log.close()
 
     def _loop(
-        self, stage: Stage, model: nn.Module, optimiser: torch.optim.Optimizer, wrapped: Any, log: MetricsLog, first: int
+        self,
+        stage: Stage,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        wrapped: Any,
+        log: MetricsLog,
+        first: int,
     ) -> StageResult:
         method = stage.method
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -242,12 +273,15 @@ class Trainer:
         values: dict[str, float] = {}
         started = mark = time.perf_counter()
         marked = first
-        with _Signals() as signals, progress(
-            stage.steps * stage.batch_size,
-            f"stage {stage.name}",
-            initial=first * stage.batch_size,
-            enabled=self.show_progress,
-        ) as bar:
+        with (
+            _Signals() as signals,
+            progress(
+                stage.steps * stage.batch_size,
+                f"stage {stage.name}",
+                initial=first * stage.batch_size,
+                enabled=self.show_progress,
+            ) as bar,
+        ):
             for step, batch in enumerate(stage.batches(first, stage.steps), start=first):
                 if step == first:
                     missing = [key for key in method.needs if key not in batch]
@@ -288,7 +322,7 @@ class Trainer:
                     check_finite(method, stage, step)
                     checkpoint = self._save(stage, method, optimiser, done)
                     saved = done
-                    if signals.received is not None and done < stage.steps:
+                    if signals.received is not None:
                         raise Interrupted(signals.received, done, checkpoint)
         assert checkpoint is not None and saved == stage.steps
         seconds = time.perf_counter() - started
@@ -324,6 +358,23 @@ def settings_rate(stage: Stage, step: int) -> float:
     return stage.optimiser.learning_rate * stage.schedule.factor(step, stage.steps)
 
 
+def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path | None) -> None:
+    """Momentum from a checkpoint; learning rate, momentum factor and weight decay stay the recipe's.
+
+    Raises:
+        LrfaceError: the checkpoint's optimiser had other parameters.
+    """
+    own = optimiser.state_dict()
+    if [group["params"] for group in own["param_groups"]] != [
+        group["params"] for group in saved["param_groups"]
+    ]:
+        raise LrfaceError(
+            f"checkpoint {checkpoint} was written with other parameters trained or frozen; a stage that changes what "
+            "is frozen starts anew: choose another place with out=DIR, or --restart"
+        )
+    optimiser.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+
+
 def has_extra_state(method: Method) -> bool:
     """Whether the method keeps state of its own beside its tensors."""
     return type(method).get_extra_state is not nn.Module.get_extra_state
@@ -357,4 +408,6 @@ def check_param_groups(method: Method, groups: list[dict[str, Any]]) -> None:
             )
     for name, parameter in method.named_parameters():
         if parameter.requires_grad and id(parameter) not in identities:
-            raise LrfaceError(f"{type(method).__name__}.param_groups() leaves out the trainable parameter {name}")
+            raise LrfaceError(
+                f"{type(method).__name__}.param_groups() leaves out the trainable parameter {name}"
+            )
