@@ -1,0 +1,72 @@
+# Every target that runs lrface makes .venv first, once. No target needs anything but make, Python and a package registry.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.PHONY: help setup demo test test-slow lint bench wheel clean distclean
+
+INSTALLED := .venv/installed
+RUN := .venv/bin/python
+
+# More threads than cores only wait for each other; past four the small networks of the tests gain nothing.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+THREADS := $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
+test test-slow: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(THREADS))
+test test-slow: export MPLBACKEND := Agg
+
+help: ## show this list
+	@echo 'make TARGET, where TARGET is'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@echo 'Variables: PYTHON=python3.12 (for setup), ONLY=name and QUICK=1 (for bench), OUT=folder (for demo)'
+
+setup: $(INSTALLED) ## make .venv and install lrface with its dev and bench extras, where that is not done
+
+# The file says that an install went through. Without it what lies in .venv may be half an install: it is made anew.
+$(INSTALLED): pyproject.toml
+	@set -eu; \
+	if [ ! -e $(INSTALLED) ]; then \
+		usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; python=; \
+		for candidate in $(if $(PYTHON),'$(PYTHON)',python3.11 python3 python3.13 python3.12 python); do \
+			if "$$candidate" -c "$$usable" >/dev/null 2>&1; then python=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then \
+			echo 'error: no usable Python: $(or $(PYTHON),python3.11 and python3) should be 3.11 or newer and have venv and pip' >&2; \
+			echo '(on Debian and Ubuntu: apt-get install python3-venv). Choose one with: make setup PYTHON=/path/to/python3.11' >&2; \
+			exit 1; \
+		fi; \
+		echo "setup: .venv with $$("$$python" --version)"; \
+		rm -rf .venv; \
+		"$$python" -m venv .venv; \
+	fi; \
+	rm -f $(INSTALLED); \
+	echo 'setup: installing lrface and what it needs (PyTorch is large: minutes the first time)'; \
+	quiet=--quiet; if [ -t 1 ]; then quiet=; fi; \
+	$(RUN) -m pip install $$quiet --disable-pip-version-check -e '.[dev,bench]'; \
+	touch $(INSTALLED)
+
+demo: $(INSTALLED) ## the whole job on embedded data: align, train, verify, embed; at most 10 minutes on 2 cores
+	.venv/bin/lrface demo --out '$(or $(OUT),demo-output)'
+
+test: lint ## the default test suite: lint, format, types, tests
+	$(RUN) -m pytest -m 'not slow'
+
+test-slow: $(INSTALLED) ## the checks on real data that take minutes
+	$(RUN) -m pytest -m slow
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(INSTALLED) ## measure against the tools it replaces -> eval/results/bench.json; ONLY=name for one
+	$(RUN) eval/bench.py $(if $(ONLY),--only '$(ONLY)') $(if $(QUICK),--quick)
+
+wheel: $(INSTALLED) ## build the wheel into dist/
+	$(RUN) -m build --wheel --no-isolation --outdir dist .
+
+clean: ## remove what building, testing and the demo left; .venv and runs/ stay
+	rm -rf build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## also remove .venv
+	rm -rf .venv
