@@ -13,6 +13,7 @@ from lrface.align.detect import (
     FaceDetector,
     _area_crops,
     _area_resize,
+    _max_pool,
     _suppress_nested,
     choose_faces,
 )
@@ -195,3 +196,10 @@ def test_a_face_within_a_face_is_dropped():
     assert _suppress_nested(boxes, np.array([0.9, 0.8, 0.7], np.float32), 0.7) == [0, 2]
     assert _suppress_nested(boxes, np.array([0.8, 0.9, 0.95], np.float32), 0.7) == [2, 1]
     assert _suppress_nested(boxes[:0], np.zeros(0, np.float32), 0.7) == []
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("shape", [(10, 10), (11, 9), (3, 4), (8, 5)])
+def test_max_pool_is_the_same_as_in_torch(size, shape):
+    x = torch.randn(2, 5, *shape).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(_max_pool(x, size), F.max_pool2d(x, size, 2, ceil_mode=True))
