@@ -49,7 +49,8 @@ PRECISIONS = ("float32", "bfloat16")
 UNCALIBRATED_THRESHOLD = 0.3
 """The cosine above which two faces are called the same where neither the caller nor the card gives one.
 
-Not calibrated for any model: a middle value for networks trained with margin losses.
+Not calibrated for any model: a middle value for networks trained with margin losses. For one MobileFaceNet on
+500 pairs of LFW photographs the best threshold was 0.26, and 0.3 decided 99.4 % of them rightly.
 """
 
 # A block is what is decoded, detected and embedded together: it bounds memory, whatever the length of the
@@ -66,7 +67,6 @@ class _Network(Protocol):
 
     embedding_size: int
     input_size: int
-    device: torch.device
     card: dict[str, Any]
     file: Path
     precision: str
@@ -112,7 +112,6 @@ class _OnnxNetwork:
         self.file = file
         self.precision = "float32"
         self.largest_batch = 8 if device.type == "cpu" else 256
-        self.device = torch.device("cpu")  # tensors pass through numpy, wherever onnxruntime computes
         self._session = _onnx_session(file, device, threads)
         self._input, self._type, size, self._batch = _onnx_input(file, self._session)
         self._output, width = _onnx_output(file, self._session, output)
@@ -178,7 +177,7 @@ class _OnnxNetwork:
         }
 
     def __call__(self, images: Tensor) -> Tensor:
-        images = images.to("cpu", torch.float32)
+        images = images.to("cpu", torch.float32)  # through numpy, wherever onnxruntime computes
         if self._swap:
             images = images.flip(1)
         if self._mean is not None and self._std is not None:
@@ -735,8 +734,9 @@ def _decoded(items: Sequence[_Item], workers: int) -> Iterator[tuple[_Item, np.n
 class FaceEmbedder:
     """A network with everything around it; made by :func:`load_embedder`.
 
-    Safe to use from several threads at once. With precision float32 on a CPU a face gets the same vector, to
-    1e-5, whatever else is in the call.
+    Safe to use from several threads at once. With precision float32 on a CPU a crop gets the same vector, to
+    1e-5, whatever else is in the call. A face in a photograph gets the same to about 1e-3: landmarks found in
+    a batch differ in the last bits, which can round pixels of the aligned crop the other way.
     """
 
     def __init__(
@@ -1195,7 +1195,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
 
     Raises LrfaceError when there is none.
     """
-    from lrface.data.folder import SUFFIXES
+    from lrface.align.pipeline import IMAGE_SUFFIXES
 
     found: dict[Path, None] = {}
     for each in paths:
@@ -1206,12 +1206,12 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         for folder, below, names in os.walk(path):
             below[:] = sorted(name for name in below if not name.startswith("."))
             for name in sorted(names):
-                if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                     found[Path(folder) / name] = None
     if not any(path.is_file() for path in found):
         given = ", ".join(str(each) for each in paths) or "no path"
         raise LrfaceError(
-            f"no images found in {given}; give image files, or folders of {', '.join(SUFFIXES)}"
+            f"no images found in {given}; give image files, or folders of {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return list(found)
 
@@ -1221,8 +1221,8 @@ _PART_IMAGES = 1024
 
 
 def _text(path: str | Path) -> str:
-    """A path that may hold bytes that are no UTF-8, as text that can be written."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A path as text that can be written: bytes that are no UTF-8 are written out, as in lrface.align."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _fingerprint(metadata: Mapping[str, str], files: Sequence[Path]) -> str:
