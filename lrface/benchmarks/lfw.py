@@ -242,8 +242,13 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
         raise LrfaceError(f"{found.path}: the packed data has no images")
     first_face = np.flatnonzero(source.column("face") == 0)
     sources = source.sources()
-    # NAME/FILE, whatever lies above: it does not matter from how far up the photographs were packed
-    row_of = {"/".join(sources[row].split("/")[-2:]): int(row) for row in first_face}
+    identities = source.column("identity")
+    # NAME/FILE, with NAME the identity, or the folder of the file where all of it was packed from further up
+    row_of: dict[str, int] = {}
+    for row in first_face:
+        folders, _, file_name = sources[row].rpartition("/")
+        for name in (identities[row], folders.rpartition("/")[2]):
+            row_of.setdefault(f"{name}/{file_name}", int(row))
     by_identity: dict[str, list[str]] = {}
     for known in row_of:
         identity, _, file_name = known.rpartition("/")

@@ -158,7 +158,7 @@ def test_photographs_that_are_missing_are_named(tmp_path):
 # packed data
 
 
-def write_packed(root: Path, photographs: list[str], size: int = 112, prefix: str = "") -> None:
+def write_packed(root: Path, photographs: list[str], size: int = 112, pattern: str = "{0}/{1}") -> None:
     root.mkdir(parents=True, exist_ok=True)
     names = sorted({photograph.split()[0] for photograph in photographs})
     records = []
@@ -171,7 +171,7 @@ def write_packed(root: Path, photographs: list[str], size: int = 112, prefix: st
                     "image": cv2.imencode(".png", image[:, :, ::-1])[1].tobytes(),
                     "label": names.index(name),
                     "identity": name,
-                    "source": f"{prefix}{name}/{name}_{int(number):04d}.jpg",
+                    "source": pattern.format(name, f"{name}_{int(number):04d}.jpg"),
                     "face": face,
                     "landmarks": np.zeros(10, np.float32),
                     "box": np.zeros(4, np.float32),
@@ -182,9 +182,9 @@ def write_packed(root: Path, photographs: list[str], size: int = 112, prefix: st
     write_index(root, image_size=(size, size), identities=names, shards=[shard])
 
 
-@pytest.mark.parametrize("prefix", ["", "images/"])
-def test_packed_data_with_pairs(tmp_path, prefix):
-    write_packed(tmp_path, sorted({*LEFT, *RIGHT}), prefix=prefix)
+@pytest.mark.parametrize("pattern", ["{0}/{1}", "images/{0}/{1}", "{0}/2003/{1}"])
+def test_packed_data_with_pairs(tmp_path, pattern):
+    write_packed(tmp_path, sorted({*LEFT, *RIGHT}), pattern=pattern)
     (tmp_path / "pairs.txt").write_text(PAIRS)
     benchmark = load_benchmark(tmp_path)
     check_pairs(benchmark)
