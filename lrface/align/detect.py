@@ -6,9 +6,12 @@ convolutional networks", 2016) with the same resampling and rounding as facenet-
 agree with it.
 """
 
+import importlib.util
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -262,15 +265,30 @@ def choose_faces(
 
 
 def _mtcnn_weights() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    try:
-        from facenet_pytorch import MTCNN
-    except ImportError as error:
+    """Weights of the three networks, from the installed facenet-pytorch.
+
+    Its files are read without importing it, which takes seconds (torchvision, torch's compiler), and with
+    ``weights_only``, so that nothing in them can run.
+    """
+    found = importlib.util.find_spec("facenet_pytorch")
+    if found is None or not found.submodule_search_locations:
         raise LrfaceError(
-            f"the face detector needs facenet-pytorch, which cannot be imported ({error}): "
+            "the face detector needs the networks of facenet-pytorch, which is not installed: "
             "pip install --no-deps facenet-pytorch==2.5.3"
+        )
+    folder = Path(found.submodule_search_locations[0]) / "data"
+    proposal, refine, output = (_load_weights(folder / f"{name}.pt") for name in ("pnet", "rnet", "onet"))
+    return proposal, refine, output
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise LrfaceError(
+            f"{path}: the weights of the face detector cannot be read ({type(error).__name__}); "
+            "install them anew: pip install --force-reinstall --no-deps facenet-pytorch==2.5.3"
         ) from error
-    networks = MTCNN(device=torch.device("cpu"))
-    return networks.pnet.state_dict(), networks.rnet.state_dict(), networks.onet.state_dict()
 
 
 def _batches(shapes: Sequence[Sequence[int]], pixels: int = 4_000_000) -> list[list[int]]:
@@ -468,9 +486,13 @@ def _regress(boxes: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 def _suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarray:
     """Positions that survive non-maximum suppression by intersection over union, best score first."""
-    from torchvision.ops import nms
-
-    return nms(torch.from_numpy(np.ascontiguousarray(boxes)), torch.from_numpy(scores), overlap).numpy()
+    if not len(boxes):
+        return np.zeros(0, np.int64)
+    corner_and_size: Any = boxes.astype(np.float64)
+    corner_and_size[:, 2:] -= corner_and_size[:, :2]
+    confidence: Any = scores
+    # OpenCV's rather than torchvision's: as fast, the same, and nothing more to import.
+    return np.asarray(cv2.dnn.NMSBoxes(corner_and_size, confidence, 0.0, overlap), dtype=np.int64).reshape(-1)
 
 
 def _suppress_nested(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:

@@ -1,5 +1,6 @@
 """The detector on real faces, against facenet-pytorch, and at the limits of its input."""
 
+import subprocess
 import sys
 
 import cv2
@@ -13,7 +14,9 @@ from lrface.align.detect import (
     FaceDetector,
     _area_crops,
     _area_resize,
+    _load_weights,
     _max_pool,
+    _suppress,
     _suppress_nested,
     choose_faces,
 )
@@ -145,8 +148,41 @@ def test_settings_are_checked(settings, message):
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
-    with pytest.raises(LrfaceError, match="facenet-pytorch.*pip install"):
+    with pytest.raises(LrfaceError, match="facenet-pytorch, which is not installed: pip install"):
         FaceDetector()
+
+
+def test_damaged_weights_are_named(tmp_path):
+    (tmp_path / "pnet.pt").write_bytes(b"nothing of use")
+    for name in ("pnet.pt", "rnet.pt"):
+        with pytest.raises(
+            LrfaceError, match=f"{name}: the weights .* cannot be read.*force-reinstall"
+        ) as caught:
+            _load_weights(tmp_path / name)
+        assert "weights_only" not in str(caught.value)  # torch advises to unpickle what it refused
+
+
+def test_detecting_needs_no_heavy_import():
+    """Neither facenet-pytorch nor torchvision: they take seconds to import."""
+    script = (
+        "import sys, numpy as np\n"
+        "from lrface.align.detect import FaceDetector\n"
+        "FaceDetector().detect([np.full((60, 60, 3), 99, np.uint8)])\n"
+        "assert not {'facenet_pytorch', 'torchvision'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_suppression_is_the_same_as_torchvision():
+    nms = pytest.importorskip("torchvision.ops").nms
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 200, (300, 2))
+    boxes = np.hstack([corners, corners + random.uniform(20, 60, (300, 1))]).astype(np.float32)
+    scores = random.random(300).astype(np.float32)
+    for overlap in (0.5, 0.7):
+        expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap).tolist()
+        assert _suppress(boxes, scores, overlap).tolist() == expected
+    assert _suppress(boxes[:0], scores[:0], 0.5).shape == (0,)
 
 
 def face(left, top, right, bottom, score=1.0):
