@@ -61,6 +61,7 @@ STATUSES = (ALIGNED, NO_FACE, UNREADABLE, NOT_AN_IMAGE, NO_IDENTITY)
 REPORT_NAME = "report.csv"
 _UNFINISHED = "unfinished"
 _REPORT_KEY = b"lrface-report"
+_NOT_LISTED = "folder cannot be listed"
 
 # A batch for the detector ends at so many photographs or pixels, which bounds memory.
 _BATCH_PHOTOGRAPHS, _BATCH_PIXELS = 16, 4_000_000
@@ -86,7 +87,7 @@ def _formats() -> list[str]:
 
 
 def read_photo(photo: str | Path | bytes | Image.Image) -> np.ndarray:
-    """A photograph as uint8 [h, w, 3] RGB, upright (EXIF rotation applied).
+    """A photograph as uint8 [h, w, 3] RGB, upright (EXIF rotation applied), an array of its own.
 
     Takes a path, the bytes of a file, or a PIL image. Handles grey, palette, CMYK, 16-bit and
     floating-point images, transparency (laid over white) and animations (first frame). Raises
@@ -164,7 +165,7 @@ def _decode(image: Image.Image) -> np.ndarray:
         raise UnreadableImage(_decoder_reason(error)) from error
     if 0 in turned.shape:
         raise UnreadableImage(f"image without pixels: {turned.shape[1]} x {turned.shape[0]}")
-    return np.ascontiguousarray(turned)
+    return np.require(turned, requirements=["C", "W"])
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -395,7 +396,7 @@ def _list_files(src: Path) -> list[_File]:
         except OSError as error:
             if not relative:
                 raise LrfaceError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-            found.append(_File(relative, identity, 0, f"folder cannot be listed: {error.strerror or error}"))
+            found.append(_File(relative, identity, 0, f"{_NOT_LISTED}: {error.strerror or error}"))
             return
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name
@@ -574,7 +575,7 @@ class _Aligner:
 
     def _read(self, file: _File) -> tuple[str, str, np.ndarray | None]:
         if file.skip:
-            return (UNREADABLE if "cannot" in file.skip else NOT_AN_IMAGE), file.skip, None
+            return (UNREADABLE if file.skip.startswith(_NOT_LISTED) else NOT_AN_IMAGE), file.skip, None
         try:
             photo = read_photo(self._src / file.path)
         except UnreadableImage as error:
@@ -592,11 +593,13 @@ class _Aligner:
         found = self._detector.detect([photo for _, _, photo in photos])
         for (row, file, photo), detections in zip(photos, found, strict=True):
             faces = choose_faces(detections, photo.shape, self._settings["face_rule"])
-            if not faces:
-                report[row][1:3] = [NO_FACE, "no face found"]
-            report[row][3] = len(faces)
             for number, face in enumerate(faces):
-                crop = warp_face(photo, face.landmarks, self._settings["image_size"])
+                try:
+                    crop = warp_face(photo, face.landmarks, self._settings["image_size"])
+                except ValueError as error:
+                    report[row][2] = f"a face cannot be aligned: {error}"
+                    continue
+                report[row][3] += 1
                 done, encoded = cv2.imencode(
                     self._suffix, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), self._options
                 )
@@ -614,6 +617,8 @@ class _Aligner:
                         "score": face.score,
                     }
                 )
+            if report[row][3] == 0:
+                report[row][1:3] = [NO_FACE, report[row][2] or "no face found"]
 
 
 def _run_parts(
@@ -685,7 +690,10 @@ def _in_processes(
     queue = iter(tasks)
 
     def give(connection: Connection) -> None:
-        connection.send(next(queue, None))
+        try:
+            connection.send(next(queue, None))
+        except ConnectionError:
+            pass  # the worker has died, which reading from it will tell
 
     try:
         with _one_thread():
@@ -764,10 +772,11 @@ def _worker(
                 return
             number, files, path = task
             connection.send((number, aligner.part(files, path)))
-    except LrfaceError as error:
-        connection.send(error)
     except (EOFError, ConnectionError):
         return  # the parent has gone
+    except LrfaceError as error:
+        if parent.is_alive():
+            connection.send(error)
 
 
 def _plan(out: Path, work: Path, parts: int) -> dict[str, Any]:

@@ -121,6 +121,13 @@ def test_processes_write_the_same_bytes(people, tmp_path, undisturbed):
     assert multiprocessing.active_children() == []
 
 
+def test_spawned_processes_write_the_same_bytes(people, tmp_path, undisturbed, monkeypatch):
+    """What happens where processes cannot be forked, and on a GPU."""
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    align(people, tmp_path / "out", workers=2)
+    assert content(tmp_path / "out") == undisturbed
+
+
 @pytest.fixture(scope="module")
 def trouble(tmp_path_factory, six_faces, face_cuts):
     """Three identities among everything that goes wrong; file -> (status, start of the reason, faces)."""
@@ -216,6 +223,39 @@ def test_every_file_is_accounted_for(trouble, tmp_path):
     assert np.abs(upright - turned).max() < 2
     cut = read_size(root / "anna/good.jpg")
     assert np.abs(small * (cut[0] / 48, cut[1] / 48) - upright).mean() < 0.06 * cut[0]
+
+
+def test_a_folder_that_cannot_be_listed(people, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refused(folder):
+        if isinstance(folder, str) and folder.endswith("person2"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(pipeline.os, "scandir", refused)
+    summary = align(people, tmp_path / "out")
+    assert (summary.aligned, summary.unreadable, summary.identities) == (40, 1, 5)
+    reason = "folder cannot be listed: Permission denied"
+    assert report(tmp_path / "out")["person2"] == ("unreadable", reason, "0")
+
+
+def test_landmarks_that_no_crop_can_be_made_from(people, tmp_path, monkeypatch):
+    warp = pipeline.warp_face
+    calls = 0
+
+    def first_fails(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("landmarks coincide")
+        return warp(*arguments)
+
+    monkeypatch.setattr(pipeline, "warp_face", first_fails)
+    summary = align(people, tmp_path / "out")
+    assert (summary.aligned, summary.no_face) == (47, 1)
+    found = report(tmp_path / "out")["person0/0.jpg"]
+    assert found == ("no_face", "a face cannot be aligned: landmarks coincide", "0")
 
 
 def read_size(path):

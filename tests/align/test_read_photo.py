@@ -34,7 +34,7 @@ def test_paths_bytes_and_pil_images(tmp_path, colours):
     (tmp_path / "photo.png").write_bytes(data)
     for photo in (tmp_path / "photo.png", str(tmp_path / "photo.png"), data, image):
         pixels = read_photo(photo)
-        assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+        assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
         np.testing.assert_array_equal(pixels, colours)
 
 
