@@ -379,7 +379,7 @@ def compare(
     kind: Annotated[str, typer.Option("--kind", help="crop, photo or auto.")] = "auto",
     flip: Annotated[
         bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")
-    ] = False,
+    ] = True,
     json_output: Json = False,
 ) -> None:
     """Whether two images show the same person: similarity and a verdict."""
