@@ -264,7 +264,7 @@ def align_folder(
     image_size: int = 112,
     face_rule: str = "largest-central",
     workers: int | None = None,
-    min_score: float = 0.9,
+    min_score: float = 0.87,
     min_face_size: int = 20,
     image_format: str = "jpeg",
     quality: int = 95,
