@@ -21,10 +21,12 @@ help: ## show this list
 
 setup: $(INSTALLED) ## make .venv and install lrface with its dev and bench extras, where that is not done
 
-# The file says that an install went through. Without it what lies in .venv may be half an install: it is made anew.
+# An install that was interrupted leaves .venv/installing behind: what lies there may be half a package, so .venv is
+# made anew.
 $(INSTALLED): pyproject.toml
 	@set -eu; \
-	if [ ! -e $(INSTALLED) ]; then \
+	rm -f $(INSTALLED); \
+	if [ ! -x $(RUN) ] || [ -e .venv/installing ]; then \
 		usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; python=; \
 		for candidate in $(if $(PYTHON),'$(PYTHON)',python3.11 python3 python3.13 python3.12 python); do \
 			if "$$candidate" -c "$$usable" >/dev/null 2>&1; then python=$$candidate; break; fi; \
@@ -36,12 +38,20 @@ $(INSTALLED): pyproject.toml
 		fi; \
 		echo "setup: .venv with $$("$$python" --version)"; \
 		rm -rf .venv; \
+		mkdir .venv; \
+		touch .venv/installing; \
 		"$$python" -m venv .venv; \
 	fi; \
-	rm -f $(INSTALLED); \
+	touch .venv/installing; \
 	echo 'setup: installing lrface and what it needs (PyTorch is large: minutes the first time)'; \
 	quiet=--quiet; if [ -t 1 ]; then quiet=; fi; \
 	$(RUN) -m pip install $$quiet --disable-pip-version-check -e '.[dev,bench]'; \
+	rm .venv/installing; \
+	if ! $(RUN) -c 'import cv2'; then \
+		echo 'error: OpenCV does not load: the machine lacks system libraries that it needs' >&2; \
+		echo '(on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0 libxcb1). Then run the same command again' >&2; \
+		exit 1; \
+	fi; \
 	touch $(INSTALLED)
 
 demo: $(INSTALLED) ## the whole job on embedded data: align, train, verify, embed; at most 10 minutes on 2 cores
