@@ -7,6 +7,7 @@ LResNet50A-IR (paper 001, section 4.1).
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrface.errors import UsageError
 from lrface.models.blocks import FaceBackbone, NormaliseInput, initialise
@@ -32,6 +33,18 @@ class SqueezeExcitation(nn.Module):
         return x * self.gate(x)
 
 
+class NarrowShortcut(nn.Conv2d):
+    """A strided 1x1 convolution of few channels, as picking pixels and a plain one.
+
+    On channels_last tensors of fewer than 16 channels the strided weight gradient of oneDNN on x86 (PyTorch
+    2.15) reads behind the end of its input, which kills the process.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = self.stride
+        return F.conv2d(x[:, :, ::down, ::across], self.weight)
+
+
 class ImprovedResidual(nn.Module):
     """BN-Conv3x3-BN-PReLU-Conv3x3(stride)-BN plus shortcut (1x1 convolution and BN where the shape changes)."""
 
@@ -49,8 +62,9 @@ class ImprovedResidual(nn.Module):
             self.residual.append(SqueezeExcitation(outputs))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d if inputs >= 16 else NarrowShortcut
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from torch import nn
 
 from lrface.errors import UsageError
 from lrface.models import BACKBONES, build_backbone, build_decoder
+from lrface.models.iresnet import NarrowShortcut
 from lrface.models.blocks import NormaliseInput, batchnorm_eval, freeze_batchnorm, parameter_count
 
 IR_NAMES = [f"ir{kind}{depth}" for kind in ("", "_se") for depth in (18, 34, 50, 100)]
@@ -188,3 +189,20 @@ def test_frozen_batchnorm_keeps_parameters_and_statistics():
     for part in norms:
         assert part.weight.grad is None and part.bias.grad is None
     assert encoder.stem[0].weight.grad is not None
+
+
+def test_narrow_shortcuts_are_strided_convolutions():
+    torch.manual_seed(0)
+    narrow = NarrowShortcut(8, 12, 1, 2, bias=False)
+    plain = nn.Conv2d(8, 12, 1, 2, bias=False)
+    plain.load_state_dict(narrow.state_dict())
+    images = torch.randn(2, 8, 9, 9)
+    torch.testing.assert_close(narrow(images), plain(images))
+
+
+def test_a_narrow_network_trains_in_channels_last_order():
+    # PyTorch's own strided 1x1 convolution ends the process here: see NarrowShortcut.
+    encoder = build_backbone("ir18", width=4, embedding_size=8).to(memory_format=torch.channels_last)
+    for _ in range(3):
+        encoder(torch.rand(6, 3, 112, 112)).sum().backward()
+    assert bool(torch.isfinite(encoder.stem[0].weight.grad).all())
