@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -334,9 +335,12 @@ def wants_compile(recipe: config.Recipe, say: Callable[[str], None]) -> bool:
         return setting
     if setting != "auto":
         raise UsageError(f"trainer.compile must be true, false or auto; found {setting!r}")
-    found = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    found = compiler and headers
     if not found:
-        say("no C++ compiler found: training runs without compilation, at about half the speed")
+        lacking = "Python's headers (Python.h)" if compiler else "a C++ compiler"
+        say(f"{lacking} not found: training runs without compilation, at about half the speed")
     return found
 
 
