@@ -33,7 +33,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from lrface.align.detect import FACE_RULES, FaceDetector, choose_faces
+from lrface.align.detect import CASCADE_VERSION, FACE_RULES, FaceDetector, choose_faces
 from lrface.align.warp import warp_face
 from lrface.data.packed import (
     INDEX_NAME,
@@ -264,7 +264,7 @@ def align_folder(
     image_size: int = 112,
     face_rule: str = "largest-central",
     workers: int | None = None,
-    min_score: float = 0.87,
+    min_score: float = 0.9,
     min_face_size: int = 20,
     image_format: str = "jpeg",
     quality: int = 95,
@@ -297,6 +297,7 @@ def align_folder(
         "image_format": image_format,
         "quality": quality if image_format == "jpeg" else None,
         "shard_size": shard_size,
+        "cascade_version": CASCADE_VERSION,
     }
     workers = _check_arguments(src, out, settings, workers, device)
     files = _list_files(src)
