@@ -405,7 +405,7 @@ def demo(
     with errors_for_users():
         from lrface.demo import run_demo
 
-        summary = run_demo(out, say=say)
+        summary = run_demo(out, say=say, show=say if json_output else print)
         if json_output:
             print_json(summary)
 

@@ -64,6 +64,7 @@ class Degrade:
 class Optimiser:
     """See lrface.train.trainer.Optimiser."""
 
+    name: str = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -192,7 +192,9 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
             else:
                 path.unlink(missing_ok=True)
     if known.exists() and not accept_changes:
-        old, new = config.read_yaml(known), config.to_plain(recipe)
+        # Parsed, so that a field this version added does not count as a change.
+        old = config.to_plain(config.parse_recipe(config.read_yaml(known)))
+        new = config.to_plain(recipe)
         for plain in (old, new):
             # Where a run lies and what only says how it is watched does not change what is learned.
             plain.pop("out", None)

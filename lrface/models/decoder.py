@@ -9,7 +9,7 @@ that map.
 
 from torch import Tensor, nn
 
-from lrface.models.blocks import initialise
+from lrface.models.blocks import PReLU, initialise
 
 
 class ResidualBlock(nn.Module):
@@ -20,7 +20,7 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.PReLU(channels),
+            PReLU(channels),
             nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
             nn.BatchNorm2d(channels),
         )
@@ -43,7 +43,7 @@ class SubpixelDecoder(nn.Module):
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, width, 3, 1, 1, bias=False),
             nn.BatchNorm2d(width),
-            nn.PReLU(width),
+            PReLU(width),
         ]
         channels = width
         for _ in range(4):
@@ -53,7 +53,7 @@ class SubpixelDecoder(nn.Module):
                 nn.Conv2d(channels, 4 * halved, 3, 1, 1, bias=False),
                 nn.PixelShuffle(2),
                 nn.BatchNorm2d(halved),
-                nn.PReLU(halved),
+                PReLU(halved),
             ]
             channels = halved
         self.body = nn.Sequential(*layers)

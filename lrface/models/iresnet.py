@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrface.errors import UsageError
-from lrface.models.blocks import FaceBackbone, NormaliseInput, initialise
+from lrface.models.blocks import FaceBackbone, NormaliseInput, PReLU, initialise
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 
@@ -54,7 +54,7 @@ class ImprovedResidual(nn.Module):
             nn.BatchNorm2d(inputs),
             nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.PReLU(outputs),
+            PReLU(outputs),
             nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
@@ -113,7 +113,7 @@ class ImprovedResNet(FaceBackbone):
         self.feature_channels = channels[-1]
         self.normalise = NormaliseInput()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
+            nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), PReLU(width)
         )
         units: list[nn.Module] = []
         inputs = width
@@ -133,7 +133,7 @@ class ImprovedResNet(FaceBackbone):
             )
         else:
             self.output = nn.Sequential(
-                nn.BatchNorm2d(last), nn.PReLU(last), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+                nn.BatchNorm2d(last), PReLU(last), nn.AdaptiveAvgPool2d(1), nn.Flatten()
             )
         initialise(self)
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lrface.models.blocks import FaceBackbone, NormaliseInput, initialise
+from lrface.models.blocks import FaceBackbone, NormaliseInput, PReLU, initialise
 
 
 def convolution(
@@ -21,7 +21,7 @@ def convolution(
         nn.BatchNorm2d(outputs),
     ]
     if activation:
-        layers.append(nn.PReLU(outputs))
+        layers.append(PReLU(outputs))
     return nn.Sequential(*layers)
 
 

@@ -288,7 +288,10 @@ def load_training_state(path: Path) -> TrainingState:
     """Raises LrfaceError when the file is missing or broken."""
     try:
         return TrainingState(**torch.load(path / TRAINING, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        # PyTorch's own words here recommend reading the file unsafely.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "it is broken or holds something other than tensors and plain values" if refused else error
         raise LrfaceError(
-            f"{path / TRAINING} cannot be read ({error}); delete {path} to resume from the checkpoint before"
+            f"{path / TRAINING} cannot be read ({reason}); delete {path} to resume from the checkpoint before"
         ) from error
