@@ -184,7 +184,8 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
     known = out / "recipe.yaml"
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
-    if known.exists() and restart:
+    begun = known.exists()
+    if begun and restart:
         for entry in ("stages", MODEL, "model.json", "recipe.yaml", "summary.json"):
             path = out / entry
             if path.is_dir():
@@ -207,7 +208,7 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
                 f"{' and more' if len(changed) > 5 else ''}. Choose another place with out=DIR, start anew with "
                 "--restart, or go on with the changed recipe with --accept-changes"
             )
-    elif not known.exists() and out.exists() and any(out.iterdir()) and not (out / "stages").exists():
+    elif not begun and out.exists() and any(out.iterdir()) and not (out / "stages").exists():
         raise UsageError(f"{out} is not empty and holds no run of lrface; choose another place with out=DIR")
     write_text(known, text)
 
