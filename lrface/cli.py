@@ -116,12 +116,10 @@ def train(
                 loaded, data=data, restart=restart, accept_changes=accept_changes, say=say
             )
         except Interrupted as stopped:
-            import signal
-
             say(
                 f"stopped after step {stopped.step}, saved {stopped.checkpoint}; the same command goes on from there"
             )
-            raise typer.Exit(130 if stopped.signal == signal.SIGINT else 0) from stopped
+            raise typer.Exit(128 + stopped.signal) from stopped
         for entry in summary.stages:
             if "seconds" in entry:
                 say(
