@@ -373,6 +373,12 @@ def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any], chec
         LrfaceError: the checkpoint's optimiser had other parameters.
     """
     own = optimiser.state_dict()
+    kinds = ["adamw" if "betas" in groups["param_groups"][0] else "sgd" for groups in (saved, own)]
+    if kinds[0] != kinds[1]:
+        raise LrfaceError(
+            f"checkpoint {checkpoint} was written with optimiser {kinds[0]}, the recipe now says {kinds[1]}: choose "
+            "another place with out=DIR, or --restart"
+        )
     if [group["params"] for group in own["param_groups"]] != [
         group["params"] for group in saved["param_groups"]
     ]:
