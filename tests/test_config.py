@@ -47,7 +47,10 @@ def test_unknown_keys_name_the_nearest_at_every_depth():
     refused(r"unknown key data.batchsize \(did you mean 'batch_size'\?\)", "data.batchsize=3")
     refused(r"unknown key data.synthetic.identites \(did you mean 'identities'", "data.synthetic.identites=3")
     refused(r"unknown key stages.1.methd \(did you mean 'method'\?\)", "stages.1.methd=classify")
-    refused(r"unknown key stages.0.optimiser.learningrate \(did you mean 'learning_rate'", "stages.0.optimiser.learningrate=1")
+    refused(
+        r"unknown key stages.0.optimiser.learningrate \(did you mean 'learning_rate'",
+        "stages.0.optimiser.learningrate=1",
+    )
     refused(r"unknown key stages.0.degrade.size \(did you mean 'sizes'\?\)", "stages.0.degrade.size=[14]")
     refused(r"unknown key trainer.devise \(did you mean 'device'\?\)", "trainer.devise=cpu")
     refused(r"unknown key zzzzzz; known: name, stages", zzzzzz=1)
@@ -67,7 +70,9 @@ def test_unknown_arguments_name_the_nearest():
             build_method(recipe, recipe.stages[0], 10)
 
 
-@pytest.mark.parametrize("override", ["head.identities=5", "decoder.in_channels=3", "stages.0.method.encoder=x"])
+@pytest.mark.parametrize(
+    "override", ["head.identities=5", "decoder.in_channels=3", "stages.0.method.encoder=x"]
+)
 def test_what_follows_from_the_data_cannot_be_given(override):
     recipe = parse(override)
     with torch.device("meta"), pytest.raises(UsageError, match="follows from the rest of the recipe"):
@@ -82,7 +87,10 @@ def test_what_follows_from_the_data_cannot_be_given(override):
         ("seed=1.5", "seed must be of type int; found 1.5"),
         ("data.batch_size=big", "data.batch_size must be of type int; found 'big'"),
         ("data.synthetic=many", "data.synthetic must be a mapping; found 'many'"),
-        ("stages.1.optimiser.learning_rate=fast", "stages.1.optimiser.learning_rate must be of type float; found 'fast'"),
+        (
+            "stages.1.optimiser.learning_rate=fast",
+            "stages.1.optimiser.learning_rate must be of type float; found 'fast'",
+        ),
         ("stages.0.degrade.sizes=14", "stages.0.degrade.sizes must be a list; found 14"),
         ("stages.0.degrade.sizes=[14, large]", "stages.0.degrade.sizes.1 must be of type int; found 'large'"),
         ("stages.0.optimiser.nesterov=1", "stages.0.optimiser.nesterov must be of type bool; found 1"),
@@ -154,7 +162,9 @@ def test_overrides_by_index_and_by_name():
 
 
 def test_an_override_of_a_part_that_the_recipe_leaves_out():
-    recipe = parse("trainer.device=cpu", "decoder={name: subpixel, width: 64}", "decoder.blocks=2", "head.margin=0.1")
+    recipe = parse(
+        "trainer.device=cpu", "decoder={name: subpixel, width: 64}", "decoder.blocks=2", "head.margin=0.1"
+    )
     assert recipe.trainer.device == "cpu"
     assert recipe.head == config.Named("cosface", {"margin": 0.1})
     assert parse("decoder={width: 64}").decoder == config.Named("subpixel", {"width": 64})
@@ -210,7 +220,9 @@ def test_yaml_round_trip():
 
 def test_differences_name_dotted_keys():
     old = to_plain(parse())
-    new = to_plain(parse("seed=3", "stages.1.optimiser.learning_rate=0.5", "head.margin=0.1", "stages.0.steps=11"))
+    new = to_plain(
+        parse("seed=3", "stages.1.optimiser.learning_rate=0.5", "head.margin=0.1", "stages.0.steps=11")
+    )
     assert config.differences(old, old) == []
     assert set(config.differences(old, new)) == {
         "seed: 0 -> 3",
@@ -268,4 +280,6 @@ def test_stage_two_of_the_paper():
     assert set(second.method.arguments["freeze"]) == {"decoder", "batchnorm"}
     assert second.method.arguments.get("quality_weight", 1.0) == 1.0
     assert second.method.arguments.get("clip", True) is True
-    assert second.degrade == config.Degrade(0.5, [56, 28, 14], None, ["nearest"], ["bilinear"], second.degrade.mirror)
+    assert second.degrade == config.Degrade(
+        0.5, [56, 28, 14], None, ["nearest"], ["bilinear"], second.degrade.mirror
+    )

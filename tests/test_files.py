@@ -33,7 +33,10 @@ def test_what_fails_midway_leaves_the_old_file(tmp_path):
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
-    with pytest.raises(LrfaceError, match="cannot write .*a.txt: the disk is full"), files.atomic_file(path) as aside:
+    with (
+        pytest.raises(LrfaceError, match="cannot write .*a.txt: the disk is full"),
+        files.atomic_file(path) as aside,
+    ):
         aside.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_text() == "old" and entries(tmp_path) == ["a.txt"]

@@ -92,7 +92,9 @@ def test_two_stages_carry_encoder_head_and_decoder_over(faces, tmp_path, monkeyp
     assert card["training"]["stage"] == "two" and card["training"]["identities"] == 4
     assert card["training"]["images"] == 16 and card["training"]["seed"] == 0
     assert card["recipe"] == config.to_plain(config.parse_recipe(config.read_yaml(out / "recipe.yaml")))
-    assert summary.weights_sha256 == card["weights_sha256"] and summary.model == str(out / "model.safetensors")
+    assert summary.weights_sha256 == card["weights_sha256"] and summary.model == str(
+        out / "model.safetensors"
+    )
     assert [stage["name"] for stage in summary.stages] == ["one", "two"]
     assert json.loads((out / "summary.json").read_text())["weights_sha256"] == summary.weights_sha256
     assert "16 images of 4 identities" in said[0]
@@ -136,7 +138,9 @@ def test_a_run_of_another_recipe_is_refused_naming_the_keys(finished, faces):
 
 def test_what_only_changes_how_a_run_is_watched_is_no_other_recipe(finished, faces, monkeypatch):
     monkeypatch.setattr(recipes.Trainer, "fit", pytest.fail)
-    changed = tiny("trainer.log_every=7", "trainer.keep_last=5", "trainer.checkpoint_every=9", stages=ONE_STAGE)
+    changed = tiny(
+        "trainer.log_every=7", "trainer.keep_last=5", "trainer.checkpoint_every=9", stages=ONE_STAGE
+    )
     _, said = run(changed, faces, finished)
     assert "stage only: complete (1 steps)" in said
 
@@ -206,7 +210,10 @@ def test_data_that_is_not_found_lists_the_places(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     with pytest.raises(LrfaceError) as caught:
         recipes.find_data("faces-of-nobody", tmp_path / "option")
-    places = ["faces-of-nobody", *(f"{tmp_path}/{p}/faces-of-nobody" for p in ("option", "environment", "home/.cache/lrface"))]
+    places = [
+        "faces-of-nobody",
+        *(f"{tmp_path}/{p}/faces-of-nobody" for p in ("option", "environment", "home/.cache/lrface")),
+    ]
     assert ", ".join(places) in str(caught.value) and "--data" in str(caught.value)
 
 
@@ -222,7 +229,9 @@ def test_data_is_found_in_the_stated_order(tmp_path, monkeypatch):
 
 
 def test_fewer_images_than_a_batch(faces, tmp_path):
-    with pytest.raises(LrfaceError, match="holds 16 images, fewer than one batch of 64; set data.batch_size=16 or less"):
+    with pytest.raises(
+        LrfaceError, match="holds 16 images, fewer than one batch of 64; set data.batch_size=16 or less"
+    ):
         run(tiny("data.batch_size=64"), faces, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -252,7 +261,9 @@ def test_recipes_by_path_and_name(tmp_path):
     naive = recipes.find_recipe("celeba300/naive")
     assert naive.name == "naive.yaml" and naive.parent.name == "celeba300"
     assert recipes.find_recipe("configs/celeba300/naive.yaml").samefile(naive)
-    with pytest.raises(UsageError, match=r"celeba300/naiv: no such file, .*\(did you mean 'celeba300/naive'\?\); shipped: "):
+    with pytest.raises(
+        UsageError, match=r"celeba300/naiv: no such file, .*\(did you mean 'celeba300/naive'\?\); shipped: "
+    ):
         recipes.find_recipe("celeba300/naiv")
 
 

@@ -30,12 +30,16 @@ def test_a_name_is_registered_once(things):
 
 
 def test_an_unknown_name_gets_the_nearest(things):
-    with pytest.raises(UsageError, match=r"unknown thing 'plane' \(did you mean 'plain'\?\); known: large, plain"):
+    with pytest.raises(
+        UsageError, match=r"unknown thing 'plane' \(did you mean 'plain'\?\); known: large, plain"
+    ):
         things.build("plane")
 
 
 def test_an_unknown_argument_gets_the_nearest(things):
-    with pytest.raises(UsageError, match=r"unknown key thing.shares for thing 'plain' \(did you mean 'share'\?\)"):
+    with pytest.raises(
+        UsageError, match=r"unknown key thing.shares for thing 'plain' \(did you mean 'share'\?\)"
+    ):
         things.build("plain", size=1, shares=0.1)
     with pytest.raises(UsageError, match="unknown key thing.size for thing 'large'"):
         things.build("large", size=3)  # what the name fixes cannot be given

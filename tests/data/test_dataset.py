@@ -113,7 +113,9 @@ def test_reading_leaves_the_global_generator_alone(workers):
 
 
 def test_fewer_images_than_a_batch_are_refused():
-    with pytest.raises(LrfaceError, match="holds 5 images, fewer than one batch of 6; set data.batch_size to 5 or less"):
+    with pytest.raises(
+        LrfaceError, match="holds 5 images, fewer than one batch of 6; set data.batch_size to 5 or less"
+    ):
         next(batches(FaceDataset(Noise(5), 12), 6, seed=0, first=0, last=1))
 
 
@@ -138,6 +140,8 @@ def test_cache_size_counts_bytes():
 
 
 def test_as_float():
-    torch.testing.assert_close(as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([0.0, 0.2, 1.0]))
+    torch.testing.assert_close(
+        as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([0.0, 0.2, 1.0])
+    )
     values = torch.rand(3)
     assert as_float(values) is values

@@ -85,7 +85,9 @@ def test_a_broken_image_is_named(tmp_path, content):
     (tmp_path / "a" / "2.jpg").write_bytes(content)
     source = FolderSource(tmp_path)
     source.image(0)
-    with pytest.raises(LrfaceError, match="a/2.jpg cannot be decoded as an image; remove it or copy it again"):
+    with pytest.raises(
+        LrfaceError, match="a/2.jpg cannot be decoded as an image; remove it or copy it again"
+    ):
         source.image(1)
 
 
@@ -107,7 +109,9 @@ def test_a_path_that_is_nothing_or_a_file_is_named(tmp_path):
 
 
 def test_one_identity_is_refused():
-    with pytest.raises(LrfaceError, match=r"faces holds one identity only \(ann\).*folder above the identity folders"):
+    with pytest.raises(
+        LrfaceError, match=r"faces holds one identity only \(ann\).*folder above the identity folders"
+    ):
         check_source(Listed(["ann"], [0, 0]), "faces")
 
 
@@ -118,7 +122,9 @@ def test_gaps_in_the_labels_are_named():
 
 @pytest.mark.parametrize("labels, found", [([0, 5], "from 0 to 5"), ([-1, 1], "from -1 to 1")])
 def test_labels_outside_of_the_identities_are_named(labels, found):
-    with pytest.raises(LrfaceError, match=f"labels run {found} but there are 2 identities; labels must be 0 to 1"):
+    with pytest.raises(
+        LrfaceError, match=f"labels run {found} but there are 2 identities; labels must be 0 to 1"
+    ):
         check_source(Listed(["ann", "bob"], labels), "faces")
 
 

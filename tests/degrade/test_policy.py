@@ -16,7 +16,9 @@ def faces(n: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, 112, 112, generator=seeded(seed))
 
 
-@pytest.mark.parametrize("n, share, clean", [(64, 0.5, 32), (64, 0.25, 16), (7, 1.0, 7), (7, 0.0, 0), (10, 0.33, 3)])
+@pytest.mark.parametrize(
+    "n, share, clean", [(64, 0.5, 32), (64, 0.25, 16), (7, 1.0, 7), (7, 0.0, 0), (10, 0.33, 3)]
+)
 def test_the_clean_share_is_exact_in_every_batch(n, share, clean):
     policy = ResolutionPolicy(clean_share=share)
     for seed in range(20):

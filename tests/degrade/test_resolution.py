@@ -113,7 +113,9 @@ def test_images_of_a_batch_do_not_mix():
 
 def test_what_is_wrong_is_named():
     image = torch.zeros(1, 3, 112, 112)
-    with pytest.raises(UsageError, match="down must be one of nearest, area, bilinear, bicubic; found 'cubic'"):
+    with pytest.raises(
+        UsageError, match="down must be one of nearest, area, bilinear, bicubic; found 'cubic'"
+    ):
         resample(image, 14, "cubic")
     with pytest.raises(UsageError, match="up must be one of .*; found 'lanczos'"):
         resample(image, 14, "nearest", "lanczos")

@@ -80,7 +80,9 @@ def test_gradients_are_those_of_the_logits(name, batch):
     weights = dict(head.named_parameters())
 
     def loss(embeddings, *values):
-        logits = torch.func.functional_call(head, dict(zip(weights, values, strict=True)), (embeddings, labels))
+        logits = torch.func.functional_call(
+            head, dict(zip(weights, values, strict=True)), (embeddings, labels)
+        )
         return F.cross_entropy(logits, labels)
 
     assert torch.autograd.gradcheck(loss, (embeddings, *weights.values()))

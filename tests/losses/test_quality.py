@@ -50,7 +50,9 @@ def test_gradient(clip):
 
 
 def test_half_precision_is_averaged_in_float32():
-    loss = quality_loss(torch.full((1, 3, 64, 64), 0.5, dtype=torch.bfloat16), torch.full((1, 3, 64, 64), 0.25))
+    loss = quality_loss(
+        torch.full((1, 3, 64, 64), 0.5, dtype=torch.bfloat16), torch.full((1, 3, 64, 64), 0.25)
+    )
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0.25)
 
 

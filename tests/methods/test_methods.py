@@ -170,7 +170,12 @@ def test_without_freezing_the_same_steps_do_change_these(tmp_path):
     method = qualnet()
     before = copy.deepcopy(method.state_dict())
     train(method, tmp_path)
-    for key in ("encoder.stem.1.running_mean", "encoder.stem.1.weight", "decoder.image.weight", "decoder.body.1.running_var"):
+    for key in (
+        "encoder.stem.1.running_mean",
+        "encoder.stem.1.weight",
+        "decoder.image.weight",
+        "decoder.body.1.running_var",
+    ):
         assert not torch.equal(method.state_dict()[key], before[key]), key
 
 
@@ -208,7 +213,9 @@ def test_param_groups_decay_weights_only():
     method = qualnet()
     decayed, plain = method.param_groups()
     assert "weight_decay" not in decayed and plain["weight_decay"] == 0.0
-    assert all(value.ndim > 1 for value in decayed["params"]) and all(value.ndim == 1 for value in plain["params"])
+    assert all(value.ndim > 1 for value in decayed["params"]) and all(
+        value.ndim == 1 for value in plain["params"]
+    )
     given = {id(value) for group in (decayed, plain) for value in group["params"]}
     assert given == {id(value) for value in method.parameters()}
     assert id(method.head.weight) in {id(value) for value in decayed["params"]}

@@ -4,8 +4,8 @@ from torch import nn
 
 from lrface.errors import UsageError
 from lrface.models import BACKBONES, build_backbone, build_decoder
-from lrface.models.iresnet import NarrowShortcut
 from lrface.models.blocks import NormaliseInput, batchnorm_eval, freeze_batchnorm, parameter_count
+from lrface.models.iresnet import NarrowShortcut
 
 IR_NAMES = [f"ir{kind}{depth}" for kind in ("", "_se") for depth in (18, 34, 50, 100)]
 
@@ -45,7 +45,14 @@ def by_hand_ir(layers: tuple[int, ...], width: int = 64, embedding: int = 512) -
         outputs = width * 2**stage
         for unit in range(units):
             # BN - conv - BN - PReLU - conv - BN
-            total += 2 * inputs + 9 * inputs * outputs + 2 * outputs + outputs + 9 * outputs * outputs + 2 * outputs
+            total += (
+                2 * inputs
+                + 9 * inputs * outputs
+                + 2 * outputs
+                + outputs
+                + 9 * outputs * outputs
+                + 2 * outputs
+            )
             if unit == 0:
                 total += inputs * outputs + 2 * outputs  # every stage begins with a stride
             inputs = outputs
@@ -86,7 +93,9 @@ def test_parameters_of_mobilefacenet_are_the_published_million():
 
 
 def test_squeeze_and_excitation_adds_its_gates():
-    gates = sum(units * 2 * c * (c // 16) for units, c in zip((3, 4, 14, 3), (64, 128, 256, 512), strict=True))
+    gates = sum(
+        units * 2 * c * (c // 16) for units, c in zip((3, 4, 14, 3), (64, 128, 256, 512), strict=True)
+    )
     assert count("ir_se50") - count("ir50") == gates
 
 

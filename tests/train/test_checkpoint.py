@@ -35,7 +35,9 @@ def encoder(seed: int = 0, **changes) -> nn.Module:
 @pytest.fixture
 def model(tmp_path) -> Path:
     network = encoder()
-    return save_model(tmp_path / "model.safetensors", network, make_card(ARCHITECTURE, network, {"recipe": "test"}))
+    return save_model(
+        tmp_path / "model.safetensors", network, make_card(ARCHITECTURE, network, {"recipe": "test"})
+    )
 
 
 def change_card(model: Path, **changes) -> None:
@@ -94,7 +96,10 @@ def test_another_architecture_is_named(model):
     change_card(model, architecture={"name": "ir34", "arguments": ARCHITECTURE["arguments"]})
     refused(model, r"its card says ir34\) is of another architecture: .* missing, first body")
     change_card(model, architecture={"name": "ir18", "arguments": {"width": 8, "embedding_size": 8}})
-    refused(model, r"another architecture: .*stem.0.weight: \(4, 3, 3, 3\) in the file, \(8, 3, 3, 3\) in the network")
+    refused(
+        model,
+        r"another architecture: .*stem.0.weight: \(4, 3, 3, 3\) in the file, \(8, 3, 3, 3\) in the network",
+    )
     change_card(model, architecture={"name": "ir19", "arguments": {}})
     refused(model, "model.json: field 'architecture': unknown backbone 'ir19'")
     change_card(model, architecture={"name": "ir18", "arguments": {"wide": 4}})
@@ -162,7 +167,9 @@ class Two(nn.Module):
 
 
 def state(step: int) -> TrainingState:
-    return TrainingState(step, {"state": {}, "param_groups": []}, {"cpu": torch.get_rng_state()}, {"count": step})
+    return TrainingState(
+        step, {"state": {}, "param_groups": []}, {"cpu": torch.get_rng_state()}, {"count": step}
+    )
 
 
 def test_checkpoints_hold_every_part_and_only_the_newest_are_kept(tmp_path):
@@ -170,7 +177,9 @@ def test_checkpoints_hold_every_part_and_only_the_newest_are_kept(tmp_path):
     for step in (5, 10, 15):
         with torch.no_grad():
             method.head.weight.fill_(step)
-        assert save_checkpoint(tmp_path, method, {}, state(step), keep_last=2) == tmp_path / f"step-{step:08d}"
+        assert (
+            save_checkpoint(tmp_path, method, {}, state(step), keep_last=2) == tmp_path / f"step-{step:08d}"
+        )
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000010", "step-00000015"]
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000015" and len(checkpoints(tmp_path)) == 2
     parts = load_parts(tmp_path / "step-00000010")
@@ -188,7 +197,9 @@ def test_a_training_state_that_would_run_code_is_refused(tmp_path):
 
     path = save_checkpoint(tmp_path, Two(), {}, state(1), 2)
     torch.save({"step": Evil()}, path / "training.pt")
-    with pytest.raises(LrfaceError, match=r"training.pt cannot be read \(.* other than tensors .*\); delete .*step-00000001"):
+    with pytest.raises(
+        LrfaceError, match=r"training.pt cannot be read \(.* other than tensors .*\); delete .*step-00000001"
+    ):
         load_training_state(path)
     (path / "training.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(LrfaceError, match="training.pt cannot be read"):

@@ -57,7 +57,9 @@ def test_a_line_that_a_kill_cut_in_half_is_repaired(tmp_path, cut):
     assert [row["step"] for row in rows(tmp_path)] == [str(step) for step in range(9)]
 
 
-@pytest.mark.parametrize("cut", ["", "st", "step,lo", "step,loss,speed", "step,loss,speed\n", "step,loss,speed\n0,1"])
+@pytest.mark.parametrize(
+    "cut", ["", "st", "step,lo", "step,loss,speed", "step,loss,speed\n", "step,loss,speed\n0,1"]
+)
 def test_a_header_that_a_kill_cut_in_half_is_repaired(tmp_path, cut):
     (tmp_path / "metrics.csv").write_text(cut)
     write(tmp_path, 0, 3)

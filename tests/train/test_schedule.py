@@ -8,7 +8,9 @@ from lrface.train.schedule import Schedule
 
 def test_multistep_falls_at_each_milestone():
     schedule = Schedule("multistep", (18_000, 28_000, 36_000, 44_000), 0.1)
-    factors = [schedule.factor(step, 47_000) for step in (0, 17_999, 18_000, 27_999, 28_000, 36_000, 44_000, 46_999)]
+    factors = [
+        schedule.factor(step, 47_000) for step in (0, 17_999, 18_000, 27_999, 28_000, 36_000, 44_000, 46_999)
+    ]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.0001, 0.0001])
 
 

@@ -87,7 +87,8 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
     """All of metrics.csv but the speed."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [
-            tuple(value for key, value in row.items() if key != "images_per_second") for row in csv.DictReader(file)
+            tuple(value for key, value in row.items() if key != "images_per_second")
+            for row in csv.DictReader(file)
         ]
 
 
@@ -134,7 +135,12 @@ def test_a_stage_from_start_to_end(tmp_path):
     assert result.seconds > 0 and result.images_per_second > 0
     assert set(result.logs) == {"loss", "largest", "learning_rate", "images_per_second"}
     assert names(folder) == ["metrics.csv", "step-00000009", "step-00000010"]
-    assert names(folder / "step-00000010") == ["model.json", "model.safetensors", "parts.safetensors", "training.pt"]
+    assert names(folder / "step-00000010") == [
+        "model.json",
+        "model.safetensors",
+        "parts.safetensors",
+        "training.pt",
+    ]
     saved = load_parts(result.checkpoint)
     assert all(torch.equal(saved[key], value) for key, value in method.state_dict().items())
     assert [row[0] for row in rows(folder)] == [str(step) for step in range(10)]
@@ -150,7 +156,9 @@ def test_keep_last(tmp_path, keep_last, kept):
 def test_the_steps_are_those_of_a_bare_loop(tmp_path, clip_norm):
     method, bare = Toy(dropout=0.0), Toy(dropout=0.0)
     settings = Optimiser(learning_rate=0.2, momentum=0.9, weight_decay=0.1, clip_norm=clip_norm)
-    trainer().fit(stage(tmp_path, method, optimiser=settings, schedule=Schedule("multistep", (4,), 0.5, warmup_steps=2)))
+    trainer().fit(
+        stage(tmp_path, method, optimiser=settings, schedule=Schedule("multistep", (4,), 0.5, warmup_steps=2))
+    )
 
     momenta = {name: torch.zeros_like(value) for name, value in bare.named_parameters()}
     for step in range(10):
@@ -222,8 +230,12 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
                 self.head.weight.register_hook(lambda gradient: gradient * float("inf"))
             return output
 
-    with pytest.raises(LrfaceError, match="head.weight is not finite after step 5 .*no checkpoint was written"):
-        trainer().fit(stage(tmp_path, Breaking(), batches=failing(5, lambda step: {**batch(step), "break": True})))
+    with pytest.raises(
+        LrfaceError, match="head.weight is not finite after step 5 .*no checkpoint was written"
+    ):
+        trainer().fit(
+            stage(tmp_path, Breaking(), batches=failing(5, lambda step: {**batch(step), "break": True}))
+        )
     assert names(tmp_path) == ["metrics.csv", "step-00000003"]
 
 
@@ -429,14 +441,18 @@ def test_adamw_is_torchs_and_resumes_exactly(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path):
     trainer().fit(stage(tmp_path))
-    with pytest.raises(LrfaceError, match="checkpoint .*step-00000010 is of another architecture: .*encoder.0.weight"):
+    with pytest.raises(
+        LrfaceError, match="checkpoint .*step-00000010 is of another architecture: .*encoder.0.weight"
+    ):
         trainer().fit(stage(tmp_path, Toy(hidden=9), steps=20))
 
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu" and resolve_device("cpu") == "cpu"
-    with pytest.raises(UsageError, match="trainer.device is cuda but PyTorch finds no GPU here; set trainer.device=cpu"):
+    with pytest.raises(
+        UsageError, match="trainer.device is cuda but PyTorch finds no GPU here; set trainer.device=cpu"
+    ):
         resolve_device("cuda")
     with pytest.raises(UsageError, match="trainer.device must be auto, cpu or cuda; found 'gpu'"):
         resolve_device("gpu")
@@ -464,7 +480,10 @@ def test_wrong_trainer_settings_are_named(settings, message):
     [
         ({"name": "adam"}, "optimiser.name must be sgd or adamw; found 'adam'"),
         ({"learning_rate": -0.1}, "optimiser.learning_rate must be a number of at least 0; found -0.1"),
-        ({"learning_rate": float("nan")}, "optimiser.learning_rate must be a number of at least 0; found nan"),
+        (
+            {"learning_rate": float("nan")},
+            "optimiser.learning_rate must be a number of at least 0; found nan",
+        ),
         ({"momentum": -1.0}, "optimiser.momentum must be"),
         ({"weight_decay": -1.0}, "optimiser.weight_decay must be"),
         ({"clip_norm": 0.0}, "optimiser.clip_norm must be above 0"),
