@@ -163,7 +163,8 @@ def test_a_linear_model_on_14_pixel_images_stays_under_75_percent():
     for kept in (8, 16, 32, 64):
         gain = np.maximum(spread[-kept:], 0)
         results.append(accuracy((test @ whiten @ directions[:, -kept:]) * np.sqrt(gain / (1 + gain))))
-    assert max(results) < 0.75
+    # The requirement is 0.75. Going from 500 people to 1000 once raised the result by five points.
+    assert max(results) < 0.70, results
     assert max(results) > 0.58  # but 14 pixels are not noise
 
 
