@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lrface.models.blocks import PReLU
+
+
+def layer(channels: int) -> PReLU:
+    module = PReLU(channels)
+    with torch.no_grad():
+        module.weight.copy_(torch.linspace(-0.5, 0.9, channels))
+    return module
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 6), (1, 3, 1, 1), (3, 1, 4, 4), (2, 16, 7, 7)])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_prelu_is_pytorchs_in_every_memory_order(shape, order):
+    torch.manual_seed(0)
+    module = layer(shape[1])
+    x = torch.randn(shape).contiguous(memory_format=order).requires_grad_()
+    y = x.detach().clone().contiguous().requires_grad_()
+    weight = module.weight.detach().clone().requires_grad_()
+    upstream = torch.randn(shape)
+    mine, theirs = module(x), F.prelu(y, weight)
+    assert torch.equal(mine, theirs)
+    mine.backward(upstream)
+    theirs.backward(upstream)
+    assert torch.equal(x.grad, y.grad)
+    torch.testing.assert_close(module.weight.grad, weight.grad)
+    assert mine.is_contiguous(memory_format=order)
+
+
+def test_prelu_of_vectors():
+    module = layer(5)
+    x = torch.randn(4, 5)
+    assert torch.equal(module(x), torch.where(x > 0, x, x * module.weight))
+
+
+def test_prelu_gradient():
+    module = layer(3).double()
+    x = (
+        torch.randn(2, 3, 4, 5, dtype=torch.float64)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
+
+    def apply(x, weight):
+        return torch.func.functional_call(module, {"weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(apply, (x, module.weight))
+
+
+def test_prelu_of_half_precision():
+    module = layer(8)
+    x = torch.randn(2, 8, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), F.prelu(x.float(), module.weight), rtol=0.01, atol=0.01)
