@@ -229,8 +229,8 @@ def test_a_failed_job_exits_with_1(workplace, monkeypatch):
     assert not (workplace / "never").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_not_taken_for_a_finished_one(workplace, monkeypatch, number):
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_stopped_run_says_where_it_goes_on(workplace, monkeypatch, number, code):
     from lrface import recipes
     from lrface.train.trainer import Interrupted
 
@@ -240,7 +240,7 @@ def test_a_stopped_run_is_not_taken_for_a_finished_one(workplace, monkeypatch, n
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(recipes, "run_recipe", stopped)
     result = cli("train", "tiny.yaml")
-    assert result.exit_code == 128 + number and result.stdout == ""
+    assert result.exit_code == code and result.stdout == ""
     assert (
         "stopped after step 12, saved runs/tiny/stages/1-one/step-00000012; the same command goes on"
         in result.stderr
