@@ -518,17 +518,21 @@ def _sheet_axes(figure: Any, sheet: np.ndarray, left: float, top: float, width: 
     return axes
 
 
+def _heading(figure: Any, x: float, y: float, title: str, explanation: str) -> None:
+    """The title of a part of the picture, and a line below it that says what is shown."""
+    figure.text(x, y, title, fontsize=13, weight="bold", va="center")
+    figure.text(x, y - 0.023, explanation, fontsize=10.5, color="#444444", va="center")
+
+
 def _draw_faces(figure: Any, faces: PhotoFaces, embedded: dict[str, Any]) -> None:
     shown = [list(images.permute(0, 2, 3, 1).numpy()) for images in at_resolutions(faces.crops).values()]
     sheet, place = _montage(shown, [26] * len(shown))
-    figure.text(0.02, 0.92, "Aligned faces of the photograph", fontsize=13, weight="bold", va="center")
-    figure.text(
+    _heading(
+        figure,
         0.02,
-        0.897,
+        0.92,
+        "Aligned faces of the photograph",
         "above: pixels of the photograph that a face spans; below: cosine with itself at 112 pixels, by QualNet-LM",
-        fontsize=10.5,
-        color="#444444",
-        va="center",
     )
     axes = _sheet_axes(figure, sheet, 0.062, 0.865, 0.50, 0.525)
     for column, resolution in enumerate(faces.effective_resolution):
@@ -553,15 +557,13 @@ def _draw_faces(figure: Any, faces: PhotoFaces, embedded: dict[str, Any]) -> Non
 def _draw_curve(figure: Any, results: dict[str, list[dict[str, Any]]]) -> None:
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-    figure.text(0.535, 0.92, "Verification accuracy", fontsize=13, weight="bold", va="center")
     first = next(iter(results.values()))[0]
-    figure.text(
+    _heading(
+        figure,
         0.535,
-        0.897,
+        0.92,
+        "Verification accuracy",
         f"identities not trained on, {first['pairs']} pairs; bars: one standard deviation over {first['folds']} folds",
-        fontsize=10.5,
-        color="#444444",
-        va="center",
     )
     axes = figure.add_axes((0.575, 0.40, 0.405, 0.465))
     lowest, highest = 50.0, 50.0
@@ -607,21 +609,12 @@ def _draw_reconstructions(figure: Any, drawn: np.ndarray, reconstructions: dict[
     columns = [(face, size) for face in range(len(drawn)) for size in RESOLUTIONS]
     rows = [[images[size][face] for face, size in columns] for images in (seen, reconstructions)]
     sheet, place = _montage(rows, [0, 0], groups=len(RESOLUTIONS))
-    figure.text(
+    _heading(
+        figure,
         0.02,
         0.318,
         "Reconstructions by QualNet-LM's decoder",
-        fontsize=13,
-        weight="bold",
-        va="center",
-    )
-    figure.text(
-        0.02,
-        0.295,
         "drawn faces that were not trained on, from the feature map that the embedding is computed from",
-        fontsize=10.5,
-        color="#444444",
-        va="center",
     )
     axes = _sheet_axes(figure, sheet, 0.085, 0.252, 0.897, 0.235)
     for number, (_, size) in enumerate(columns):

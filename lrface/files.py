@@ -54,9 +54,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if (
-            aside.exists()
-        ):  # left by a killed process of the same number: in a container every run may have it
+        # A killed process of the same number may have left it: in a container every run can have that number.
+        if aside.exists():
             shutil.rmtree(aside)
         aside.mkdir(parents=True)
         yield aside
