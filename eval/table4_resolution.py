@@ -5,6 +5,7 @@ Trains the recipes configs/celeba300/*.yaml on celeba300_112 from scratch, tests
 command goes on where it stopped.
 
     python eval/table4_resolution.py --data DATA --runs runs/table4
+    python eval/table4_resolution.py --ablation ...     # why: schedule, lambda, BatchNorm, optimiser, one at a time
 """
 
 import argparse
@@ -39,6 +40,19 @@ PLAN = (
     "naive:1",
     "qualnet_lm:1",
 )
+# One thing changed at a time; the recipes say what in their descriptions.
+ABLATION = (
+    "naive:0",
+    "naive:1",
+    "qualnet_lm:0",
+    "qualnet_lm:1",
+    "ablation/qualnet_lm_free:0",
+    "ablation/naive_adamw:0",
+    "ablation/qualnet_lm_adamw:0",
+    "ablation/naive_double:0",
+    "ablation/two_stages:0",
+    "ablation/qualnet_lm_double:0",
+)
 # Paper 001, Table 4: LResNet50A-IR on CASIA-WebFace, tested on AgeDB-30 / CFP-FP.
 PAPER = {
     "specialised": {112: (92.37, 95.71), 56: (91.25, 95.34), 28: (86.00, 92.67), 14: (74.20, 84.80)},
@@ -48,6 +62,11 @@ PAPER = {
 TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bfloat16"}
 
 
+def shipped_name(recipe: str) -> str:
+    """The shipped recipe that an entry of the plan names: "naive" or "ablation/naive_double"."""
+    return f"celeba300_{recipe}" if recipe.startswith("ablation/") else f"celeba300/{recipe}"
+
+
 def train(recipe: str, seed: int, folder: Path, data: Path | None) -> dict[str, Any]:
     """Train in a process of its own, or find it done."""
     command = [
@@ -55,7 +74,7 @@ def train(recipe: str, seed: int, folder: Path, data: Path | None) -> dict[str, 
         "-m",
         "lrface.cli",
         "train",
-        f"celeba300/{recipe}",
+        shipped_name(recipe),
         f"seed={seed}",
         f"out={folder}",
     ]
@@ -147,6 +166,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ablation_markdown(rows: list[dict[str, Any]], descriptions: dict[str, str]) -> str:
+    """One line for each recipe, in the plan's order, with what it is and how many images it was trained with."""
+    by_recipe: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_recipe.setdefault(row["recipe"], []).append(row)
+    lines = [
+        "| recipe | what it is | images | seeds | " + " | ".join(f"{s}x{s}" for s in SIZES) + " | mean |",
+        "|---" * 9 + "|",
+    ]
+    for recipe, runs in by_recipe.items():
+        cells = [cell([run["accuracy"][str(size)] for run in runs]) for size in SIZES]
+        mean = statistics.mean(run["accuracy"][str(size)] for run in runs for size in SIZES)
+        lines.append(
+            f"| {recipe.removeprefix('ablation/')} | {descriptions[recipe]} | {runs[0]['training_images']:,} "
+            f"| {len(runs)} | " + " | ".join(cells) + f" | {mean:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def git_commit() -> str:
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
@@ -165,14 +203,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="holds celeba300_112 and lfw; else $LRFACE_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs/table4"), help="where runs are kept")
     parser.add_argument("--lfw", type=Path, help="LFW aligned by `lrface align`, to spare its alignment")
-    parser.add_argument("--plan", nargs="+", default=list(PLAN), metavar="RECIPE:SEED", help="what to train")
+    parser.add_argument("--ablation", action="store_true", help="the ablation instead of the table")
+    parser.add_argument("--plan", nargs="+", metavar="RECIPE:SEED", help="what to train")
     arguments = parser.parse_args()
+    plan = arguments.plan or list(ABLATION if arguments.ablation else PLAN)
+    name = "table4_ablation" if arguments.ablation else "table4_resolution"
     started = time.time()
     benchmark: VerificationSet | None = None
     rows = []
-    for entry in arguments.plan:
+    for entry in plan:
         recipe, seed = entry.split(":")
-        folder = arguments.runs / f"{recipe}-seed{seed}"
+        folder = arguments.runs / f"{recipe.replace('/', '-')}-seed{seed}"
         summary = train(recipe, int(seed), folder, arguments.data)
         if benchmark is None:
             if arguments.lfw is None:
@@ -190,22 +231,28 @@ def main() -> None:
                 "verification": tested,
                 "recipe_sha256": summary["recipe_sha256"],
                 "checkpoint_sha256": summary["weights_sha256"],
+                "training_images": sum(stage["steps"] for stage in summary["stages"])
+                * recipes.load_recipe(shipped_name(recipe)).data.batch_size,
                 "training_seconds": round(sum(stage["seconds"] for stage in trained), 1),
             }
         )
         print(f"{entry}: " + ", ".join(f"{s}: {same_size(tested, s):.2f}" for s in SIZES), file=sys.stderr)
         shipped = recipes.shipped_recipes()
         write_json(
-            RESULTS / "table4_resolution.json",
+            RESULTS / f"{name}.json",
             {
-                "table": "QualNet Table 4 on CelebA-300 and LFW",
-                "command": "python eval/table4_resolution.py --plan " + " ".join(arguments.plan),
+                "table": "QualNet Table 4 on CelebA-300 and LFW"
+                + (", ablation" if arguments.ablation else ""),
+                "command": "python eval/table4_resolution.py "
+                + ("--ablation " if arguments.ablation else "")
+                + "--plan "
+                + " ".join(plan),
                 "commit": git_commit(),
                 "config_sha256": {row["recipe"]: row["recipe_sha256"] for row in rows},
                 "checkpoint_sha256": {
                     f"{row['recipe']}:{row['seed']}": row["checkpoint_sha256"] for row in rows
                 },
-                "recipes": {row["recipe"]: shipped[f"celeba300/{row['recipe']}"].read_text() for row in rows},
+                "recipes": {row["recipe"]: shipped[shipped_name(row["recipe"])].read_text() for row in rows},
                 "data": {
                     "training": "celeba300_112",
                     "test": "LFW View 2, 6,000 pairs",
@@ -220,8 +267,15 @@ def main() -> None:
                 "date": date.today().isoformat(),
             },
         )
-        write_text(RESULTS / "table4_resolution.md", markdown(rows))
-    print(markdown(rows), end="")
+        if arguments.ablation:
+            table = ablation_markdown(
+                rows,
+                {row["recipe"]: recipes.load_recipe(shipped_name(row["recipe"])).description for row in rows},
+            )
+        else:
+            table = markdown(rows)
+        write_text(RESULTS / f"{name}.md", table)
+    print(table, end="")
 
 
 if __name__ == "__main__":

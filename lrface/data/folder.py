@@ -19,6 +19,8 @@ class FolderSource:
         LrfaceError: no identity folder with an image in it.
     """
 
+    format = "folder"
+
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.identities: list[str] = []
@@ -55,3 +57,11 @@ class FolderSource:
         if image is None:
             raise LrfaceError(f"{path} cannot be decoded as an image; remove it or copy it again")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes."""
+        return self.paths[index].read_bytes()
+
+    def sources(self) -> list[str]:
+        """Paths relative to the root, with forward slashes."""
+        return [path.relative_to(self.root).as_posix() for path in self.paths]

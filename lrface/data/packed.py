@@ -213,6 +213,8 @@ class PackedSource:
     index says, or not readable.
     """
 
+    format = "packed"
+
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.index = read_index(self.root)

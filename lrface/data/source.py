@@ -15,7 +15,12 @@ class FaceSource(Protocol):
     identities: names; label k belongs to ``identities[k]``.
     labels: int64 [n], without gaps from 0.
     ``image(index)``: uint8 [h, w, 3], RGB.
+    ``encoded(index)``: the image file as it is stored (JPEG, PNG, ...), None where the format stores pixels.
+    ``sources()``: a name for each image, a relative path without repetition where the format has one.
+    ``format``: what the data is, for people: "packed", "folder", "recordio", "bcolz", ...
     """
+
+    format: str
 
     @property
     def identities(self) -> list[str]: ...
@@ -26,6 +31,10 @@ class FaceSource(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> np.ndarray: ...
+
+    def encoded(self, index: int) -> bytes | None: ...
+
+    def sources(self) -> list[str]: ...
 
 
 def open_source(path: str | Path) -> FaceSource:

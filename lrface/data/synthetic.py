@@ -248,6 +248,8 @@ class SyntheticFaces:
     Raises UsageError when a number is out of range.
     """
 
+    format = "synthetic"
+
     def __init__(
         self,
         identities: int,
@@ -279,6 +281,18 @@ class SyntheticFaces:
         _check_integer("index", index, 0, len(self) - 1)
         label, number = divmod(int(index), self.images_per_identity)
         return draw_face(self.seed, self.first_identity + label, number, self.image_size)
+
+    def encoded(self, index: int) -> None:
+        """None: nothing is stored."""
+        return None
+
+    def sources(self) -> list[str]:
+        """IDENTITY/NUMBER of every image."""
+        return [
+            f"{identity}/{number:05d}"
+            for identity in self.identities
+            for number in range(self.images_per_identity)
+        ]
 
     def describe(self) -> str:
         """One paragraph for logs and model cards: what this set is and what it is not for."""
