@@ -71,6 +71,40 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold ``folder/.lock`` so that a second process on the same folder is refused instead of undoing this one's work.
+
+    The lock ends with this process, however it ends; forked workers do not hold it.
+
+    Raises:
+        LrfaceError: another process holds it, or the folder cannot be written.
+    """
+    path = Path(folder) / ".lock"
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise explain(error, path) from error
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Any other error: a file system without locks, where one goes on without.
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise LrfaceError(f"{folder}: another run is working on it; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        # The file stays: removing it would let a third process lock another file of the same name.
+        os.close(descriptor)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

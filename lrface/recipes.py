@@ -18,7 +18,7 @@ from lrface.data.dataset import CachedDataset, FaceDataset, batches, cache_size
 from lrface.data.source import FaceSource, check_source, open_source
 from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import LrfaceError, UsageError
-from lrface.files import read_json, write_json, write_text
+from lrface.files import locked, read_json, write_json, write_text
 from lrface.heads import build_head
 from lrface.methods import METHODS, Method
 from lrface.models import build_backbone, build_decoder
@@ -182,8 +182,6 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
     """Make ``out`` ready; an earlier run there must be of the same recipe."""
     text = config.to_yaml(recipe)
     known = out / "recipe.yaml"
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
     begun = known.exists()
     if begun and restart:
         for entry in ("stages", MODEL, "model.json", "recipe.yaml", "summary.json"):
@@ -208,7 +206,7 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
                 f"{' and more' if len(changed) > 5 else ''}. Choose another place with out=DIR, start anew with "
                 "--restart, or go on with the changed recipe with --accept-changes"
             )
-    elif not begun and out.exists() and any(out.iterdir()) and not (out / "stages").exists():
+    elif not begun and out.exists() and set(os.listdir(out)) - {".lock"} and not (out / "stages").exists():
         raise UsageError(f"{out} is not empty and holds no run of lrface; choose another place with out=DIR")
     write_text(known, text)
 
@@ -251,7 +249,41 @@ def run_recipe(
     settings = [stage_settings(stage) for stage in recipe.stages]
     methods = [build_method(recipe, stage, identities) for stage in recipe.stages]
     check_loads(recipe, methods)
-    _prepare_out(recipe, out, restart, accept_changes)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
+    with locked(out):
+        _prepare_out(recipe, out, restart, accept_changes)
+        summary = RunSummary(
+            recipe.name,
+            str(out),
+            str(out / MODEL),
+            sha256(config.to_yaml(recipe).encode()).hexdigest(),
+            "",
+            images,
+            identities,
+            0.0,
+        )
+        _run_stages(recipe, source, source_name, methods, settings, summary, show_progress, say)
+        summary.weights_sha256 = read_json(out / "model.json", "the card of the model")["weights_sha256"]
+        summary.seconds = time.perf_counter() - started
+        if any("seconds" in stage for stage in summary.stages):
+            write_json(out / "summary.json", asdict(summary))
+    return summary
+
+
+def _run_stages(
+    recipe: config.Recipe,
+    source: FaceSource,
+    source_name: str,
+    methods: Sequence[Method],
+    settings: Sequence[tuple[Optimiser, Schedule]],
+    summary: RunSummary,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Every stage that is not complete, then the model; fills in ``summary.stages``."""
+    out = Path(summary.out)
+    images, identities, batch_size = len(source), len(source.identities), recipe.data.batch_size
     plain_trainer = vars(recipe.trainer)
     trainer = Trainer(**{**plain_trainer, "compile": wants_compile(recipe, say)}, show_progress=show_progress)
     say(
@@ -259,9 +291,7 @@ def run_recipe(
         f"{trainer.device}, {trainer.precision}{', compiled' if trainer.compile else ''} -> {out}"
     )
     architecture = {"name": recipe.backbone.name, "arguments": recipe.backbone.arguments}
-    recipe_hash = sha256(config.to_yaml(recipe).encode()).hexdigest()
     dataset: FaceDataset | None = None
-    summary = RunSummary(recipe.name, str(out), str(out / MODEL), recipe_hash, "", images, identities, 0.0)
     before: Path | None = None
     for index, (stage, method) in enumerate(zip(recipe.stages, methods, strict=True)):
         folder = out / "stages" / f"{index + 1}-{stage.name}"
@@ -294,7 +324,7 @@ def run_recipe(
             method.encoder,
             {
                 "recipe": recipe.name,
-                "recipe_sha256": recipe_hash,
+                "recipe_sha256": summary.recipe_sha256,
                 "stage": stage.name,
                 "method": stage.method.name,
                 "seed": recipe.seed,
@@ -320,11 +350,6 @@ def run_recipe(
     assert before is not None
     final_encoder, final_card = load_model(before)
     save_model(out, final_encoder, {**final_card, "recipe": config.to_plain(recipe)})
-    summary.weights_sha256 = read_json(out / "model.json", "the card of the model")["weights_sha256"]
-    summary.seconds = time.perf_counter() - started
-    if any("seconds" in stage for stage in summary.stages):
-        write_json(out / "summary.json", asdict(summary))
-    return summary
 
 
 def wants_compile(recipe: config.Recipe, say: Callable[[str], None]) -> bool:

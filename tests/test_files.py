@@ -1,6 +1,7 @@
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,23 @@ def test_json(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(LrfaceError, match=r"a.json \(a card\) cannot be read"):
         files.read_json(path, "a card")
+
+
+def test_a_folder_is_worked_on_by_one_process_at_a_time(tmp_path):
+    take = (
+        "import sys; from lrface.files import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", take, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    with pytest.raises(LrfaceError, match="another run is working on it"), files.locked(tmp_path / "run"):
+        raise AssertionError("two runs hold one folder")
+    first.kill()
+    first.wait()
+    with files.locked(tmp_path / "run"):  # what the killed process held is free
+        pass

@@ -102,6 +102,19 @@ def _same(batch: Any) -> Any:
     return batch
 
 
+class _ForWorkers(Dataset[Any]):
+    """Hands an error written for users over as a value: raised in a worker, it would arrive inside a traceback."""
+
+    def __init__(self, dataset: FaceDataset):
+        self.dataset = dataset
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any] | LrfaceError:
+        try:
+            return self.dataset.__getitems__(indices)
+        except LrfaceError as error:
+            return error
+
+
 def cache_size(source: FaceSource, size: int) -> int:
     """Bytes that the decoded faces take in memory."""
     return len(source) * size * size * 3
@@ -123,7 +136,7 @@ def batches(
     The images are in channels_last order. Their content does not depend on ``workers``.
 
     Raises:
-        LrfaceError: fewer images than a batch.
+        LrfaceError: fewer images than a batch; an image that cannot be decoded.
     """
     if len(dataset) < batch_size:
         raise LrfaceError(
@@ -135,7 +148,7 @@ def batches(
         stream: Any = (dataset.__getitems__(indices) for indices in sampler)
     else:
         stream = DataLoader(
-            dataset,
+            _ForWorkers(dataset),
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=_same,
@@ -145,6 +158,8 @@ def batches(
             generator=torch.Generator().manual_seed(seed),
         )
     for step, batch in enumerate(stream, start=first):
+        if isinstance(batch, LrfaceError):
+            raise batch
         batch["seed"] = batch_seed(seed, step)
         yield batch
 

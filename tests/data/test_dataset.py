@@ -145,3 +145,17 @@ def test_as_float():
     )
     values = torch.rand(3)
     assert as_float(values) is values
+
+
+class BrokenAt5(Noise):
+    def image(self, index: int) -> np.ndarray:
+        if index == 5:
+            raise LrfaceError("a.jpg cannot be decoded")
+        return super().image(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_arrives_as_it_was_written(workers):
+    with pytest.raises(LrfaceError) as caught:
+        list(batches(FaceDataset(BrokenAt5(8), 12), 4, seed=0, first=0, last=2, workers=workers))
+    assert str(caught.value) == "a.jpg cannot be decoded"
