@@ -1,17 +1,13 @@
-"""LFW, and any folder with pairs in LFW's format: photographs are aligned once, and the result is kept.
+"""Benchmarks of photographs or crops in folders: photographs are aligned once, and the result is kept.
 
-The format of ``pairs.txt`` is that of LFW's View 2. The first line is ``folds <tab> pairs``: so many folds of
-so many same and as many different pairs, one fold after the other (a single number, or no such line, means
-that the file names no folds). A line of three fields is a same pair, ``NAME 1 4``: the photographs
-``NAME/NAME_0001.jpg`` and ``NAME/NAME_0004.jpg``. A line of four fields is a different pair, ``NAME 1 OTHER
-3``. In place of a number the name of a file in the identity's folder may stand.
+LFW, CFP, AgeDB-30, CALFW and CPLFW as their authors give them out, and any folder with pairs; what the files of
+pairs look like is in :mod:`lrface.benchmarks.protocols`.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lrface.benchmarks.locate import FoundBenchmark, cache_root
-from lrface.benchmarks.metrics import stratified_folds
+from lrface.benchmarks.protocols import (
+    IMAGE_SUFFIXES,
+    Pairs,
+    Photograph,
+    is_image_name,
+    is_number,
+    read_protocol,
+)
 from lrface.benchmarks.verification import VerificationSet
 from lrface.data.packed import PackedSource
 from lrface.errors import LrfaceError, UsageError
 from lrface.progress import progress
 
 CROP_SIZE = 112
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAXIMUM_UNALIGNED = 0.05
 """Where more photographs than this share lack a face, the data is wrong and no figure is given."""
 
@@ -35,149 +37,73 @@ CACHE_VERSION = 1
 
 GREY_CROP = np.full((CROP_SIZE, CROP_SIZE, 3), 128, dtype=np.uint8)
 
-Photograph = tuple[str, str]
-"""Identity and number or file name, as a pairs file names a photograph."""
 
-
-@dataclass(frozen=True)
-class Pairs:
-    """A pairs file: two photographs a pair, bool [p] ``same`` and int64 [p] ``folds``."""
-
-    left: list[Photograph]
-    right: list[Photograph]
-    same: NDArray[np.bool_]
-    folds: NDArray[np.int64]
-
-
-def read_pairs(path: str | Path) -> Pairs:
-    """Read a pairs file in LFW's format (see the text of this module).
-
-    Raises:
-        LrfaceError: the file is missing, empty or no text, a line has neither three nor four fields, or there
-            are not as many lines as the first one says. The message has the line.
-    """
-    file = Path(path)
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise LrfaceError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise LrfaceError(
-            f"{file}: not a text file in UTF-8 ({error.reason}); a pairs file is expected"
-        ) from error
-    rows = [
-        (number, line.rstrip().split("\t") if "\t" in line else line.split())
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not rows:
-        raise LrfaceError(f"{file}: the file is empty; pairs in LFW's format are expected")
-
-    declared: list[int] | None = None
-    number, fields = rows[0]
-    if len(fields) <= 2:
-        if not all(field.strip().isdigit() and int(field) > 0 for field in fields):
-            raise LrfaceError(
-                f"{file}, line {number}: the first line is 'folds <tab> pairs', for example '10\\t300'; "
-                f"found {fields}"
-            )
-        declared = [int(field) for field in fields]
-        rows = rows[1:]
-
-    left: list[Photograph] = []
-    right: list[Photograph] = []
-    same: list[bool] = []
-    for number, fields in rows:
-        fields = [field.strip() for field in fields]
-        if len(fields) not in (3, 4) or not all(fields):
-            raise LrfaceError(
-                f"{file}, line {number}: a pair is 'NAME 1 4' (same) or 'NAME 1 OTHER 3' (different), "
-                f"three or four fields between tabs; found {len(fields)}: {' | '.join(fields)[:120]}"
-            )
-        left.append((fields[0], fields[1]))
-        right.append((fields[-2] if len(fields) == 4 else fields[0], fields[-1]))
-        same.append(len(fields) == 3)
-    labels = np.array(same, dtype=bool)
-
-    if declared is not None and len(declared) == 2:
-        fold_count, kind = declared
-        expected = 2 * fold_count * kind
-        if len(labels) != expected:
-            raise LrfaceError(
-                f"{file}: line 1 announces {fold_count} folds of {kind} same and {kind} different pairs, "
-                f"{expected} in all; {len(labels)} found. The file is cut short or not the official one"
-            )
-        folds = np.repeat(np.arange(fold_count, dtype=np.int64), 2 * kind)
-        for fold in range(fold_count):
-            positives = int(labels[folds == fold].sum())
-            if positives != kind:
-                raise LrfaceError(
-                    f"{file}: fold {fold + 1} has {positives} same and {2 * kind - positives} different "
-                    f"pairs; line 1 announces {kind} of each"
-                )
-        if fold_count == 1:
-            folds = stratified_folds(labels)
-    else:
-        if declared is not None and len(labels) != 2 * declared[0]:
-            raise LrfaceError(
-                f"{file}: line 1 announces {declared[0]} same and as many different pairs; {len(labels)} "
-                "pairs found"
-            )
-        folds = stratified_folds(labels)
-    if len(labels) < 2:
-        raise LrfaceError(f"{file}: {len(labels)} pairs; at least two are needed to choose a threshold")
-    return Pairs(left, right, labels, folds)
+def _join(folder: str, file_name: str) -> str:
+    return f"{folder}/{file_name}" if folder else file_name
 
 
 class _Resolver:
-    """Finds the file of a photograph among relative paths ``NAME/FILE``."""
+    """Finds the file of a photograph among relative paths ``FOLDER/FILE``."""
 
-    def __init__(self, list_identity: Callable[[str], Sequence[str]]):
-        self._list = list_identity
+    def __init__(self, list_folder: Callable[[str], Iterable[str]]):
+        self._list = list_folder
         self._known: dict[str, dict[str, str]] = {}
 
     def __call__(self, photograph: Photograph) -> str | None:
-        identity, token = photograph
-        if identity not in self._known:
+        folder, token = photograph
+        if folder not in self._known:
             by_name: dict[str, str] = {}
-            for file_name in sorted(self._list(identity)):
+            for file_name in sorted(self._list(folder)):
                 by_name[file_name] = file_name
                 stem, suffix = os.path.splitext(file_name)
                 if suffix.lower() in IMAGE_SUFFIXES:
                     by_name.setdefault(stem, file_name)
-            self._known[identity] = by_name
-        name = f"{identity}_{int(token):04d}" if token.isdigit() else token
-        found = self._known[identity].get(name)
-        return None if found is None else f"{identity}/{found}"
+            self._known[folder] = by_name
+        known = self._known[folder]
+        name = f"{folder}_{int(token):04d}" if folder and is_number(token) else token
+        found = known.get(name)
+        if found is None and is_image_name(name):  # crops in another format than the photographs
+            found = known.get(os.path.splitext(name)[0])
+        return None if found is None else _join(folder, found)
 
 
 def _files_in(root: Path) -> Callable[[str], list[str]]:
-    def listing(identity: str) -> list[str]:
-        # an identity is one folder below the root, never a way out of it
-        if identity in (".", "..") or "/" in identity or os.sep in identity or not (root / identity).is_dir():
+    def listing(folder: str) -> list[str]:
+        # a folder of the protocol is one below the root, never a way out of it
+        if folder and any(part in ("", ".", "..") or os.sep in part for part in folder.split("/")):
             return []
-        return os.listdir(root / identity)
+        try:
+            return os.listdir(root / folder)
+        except (OSError, ValueError):  # not there, not a folder, or no possible name
+            return []
 
     return listing
 
 
+def missing_photographs(pairs: Pairs, root: str | Path) -> list[str]:
+    """What a protocol names and the folder lacks: 'NAME 4' or 'FOLDER/FILE', each once, in order."""
+    return _missing(pairs, _Resolver(_files_in(Path(root))))
+
+
+def _missing(pairs: Pairs, resolver: _Resolver) -> list[str]:
+    named = dict.fromkeys((*pairs.left, *pairs.right))
+    return [
+        " ".join(photograph) if is_number(photograph[1]) else _join(*photograph)
+        for photograph in named
+        if resolver(photograph) is None
+    ]
+
+
 def _resolve(pairs: Pairs, resolver: _Resolver, pairs_file: Path, where: Path) -> tuple[list[str], list[int]]:
     """Distinct relative paths in sorted order, and for left then right of each pair the index of its path."""
-    paths: list[str] = []
-    missing: list[str] = []
-    for photograph in (*pairs.left, *pairs.right):
-        path = resolver(photograph)
-        if path is None:
-            missing.append(" ".join(photograph))
-        else:
-            paths.append(path)
+    missing = _missing(pairs, resolver)
     if missing:
-        names = ", ".join(list(dict.fromkeys(missing))[:5])
         raise LrfaceError(
-            f"{pairs_file}: {len(set(missing))} photographs that it names are not in {where}, the first: "
-            f"{names}. Photograph 'NAME 4' is expected as NAME/NAME_0004.jpg (or .png, .webp, .bmp); get "
-            "the whole set of images"
+            f"{pairs_file}: {len(missing)} photographs that it names are not in {where}, the first: "
+            f"{', '.join(missing[:5])[:300]}. Photograph 'NAME 4' is expected as NAME/NAME_0004.jpg, 'FILE' as "
+            "FILE or FILE.jpg (or .png, .webp, .bmp); get the whole set of images"
         )
+    paths = [path for path in map(resolver, (*pairs.left, *pairs.right)) if path is not None]
     distinct = sorted(set(paths))
     position = {path: index for index, path in enumerate(distinct)}
     return distinct, [position[path] for path in paths]
@@ -205,7 +131,7 @@ def load_pairs_folder(
     """
     if found.pairs is None:
         raise UsageError(f"benchmark {found.name}: {found.path} needs a pairs file")
-    pairs = read_pairs(found.pairs)
+    pairs = read_protocol(found.pairs)
     if found.kind == "packed":
         images, indices, unaligned = _from_packed(found, pairs)
     else:
@@ -243,17 +169,19 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
     first_face = np.flatnonzero(source.column("face") == 0)
     sources = source.sources()
     identities = source.column("identity")
-    # NAME/FILE, with NAME the identity, or the folder of the file where all of it was packed from further up
+    # a photograph's folder may be called by the identity, or by any end of its path: all of a set may have
+    # been packed from further up
     row_of: dict[str, int] = {}
+    by_folder: dict[str, list[str]] = {}
     for row in first_face:
-        folders, _, file_name = sources[row].rpartition("/")
-        for name in (identities[row], folders.rpartition("/")[2]):
-            row_of.setdefault(f"{name}/{file_name}", int(row))
-    by_identity: dict[str, list[str]] = {}
-    for known in row_of:
-        identity, _, file_name = known.rpartition("/")
-        by_identity.setdefault(identity, []).append(file_name)
-    resolver = _Resolver(lambda name: by_identity.get(name, ()))
+        *folders, file_name = sources[row].split("/")
+        ends = ["/".join(folders[start:]) for start in range(len(folders) + 1)]
+        for folder in dict.fromkeys((*ends, identities[row])):
+            path = _join(folder, file_name)
+            if path not in row_of:
+                row_of[path] = int(row)
+                by_folder.setdefault(folder, []).append(file_name)
+    resolver = _Resolver(lambda folder: by_folder.get(folder, ()))
 
     images: list[NDArray[np.uint8]] = []
     positions: dict[str, int] = {}
@@ -311,6 +239,11 @@ def _cache_name(found: FoundBenchmark, paths: Sequence[str]) -> str:
     return f"{found.name}-{digest.hexdigest()[:16]}"
 
 
+def _below_identity(path: str) -> str:
+    """The aligner wants a folder for every identity; photographs that all lie in one folder get one."""
+    return path if "/" in path else f"photographs/{path}"
+
+
 def _link_photographs(found: FoundBenchmark, paths: Sequence[str], folder: Path) -> None:
     """A folder with links to just these photographs, which is what gets aligned; links that exist are
     kept.
@@ -318,7 +251,7 @@ def _link_photographs(found: FoundBenchmark, paths: Sequence[str], folder: Path)
     root = found.path.resolve()
     try:
         for path in paths:
-            link = folder / path
+            link = folder / _below_identity(path)
             if not link.is_symlink():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(root / path)
@@ -350,10 +283,11 @@ def _align(
     source = PackedSource(packed)
     rows = np.flatnonzero(source.column("face") == 0)
     names = source.sources()
-    row_of = {names[row]: int(row) for row in rows}
+    aligned = {names[row]: int(row) for row in rows}
+    row_of = {path: aligned[name] for path in paths if (name := _below_identity(path)) in aligned}
     without = [path for path in paths if path not in row_of]
     _check_share(found, without, len(paths))
-    places = _usual_landmarks(found.path, source, rows) if without else None
+    places = _usual_landmarks(found.path, source, row_of) if without else None
     images = np.empty((len(paths), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
     for index, path in enumerate(paths):
         if path in row_of:
@@ -364,16 +298,15 @@ def _align(
     return images, len(without)
 
 
-def _usual_landmarks(root: Path, source: PackedSource, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _usual_landmarks(root: Path, source: PackedSource, row_of: dict[str, int]) -> NDArray[np.float64]:
     """Where landmarks usually are, float64 [5, 2] in shares of width and height: medians."""
     from lrface.align.pipeline import read_photo
 
-    landmarks, names = source.column("landmarks"), source.sources()
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, 200).round().astype(int))]
+    landmarks, paths = source.column("landmarks"), list(row_of)
     shares = []
-    for row in chosen:
-        height, width = read_photo(root / names[row]).shape[:2]
-        shares.append(landmarks[row].astype(np.float64) / (width, height))
+    for index in np.unique(np.linspace(0, len(paths) - 1, 200).round().astype(int)):
+        height, width = read_photo(root / paths[index]).shape[:2]
+        shares.append(landmarks[row_of[paths[index]]].astype(np.float64) / (width, height))
     return np.asarray(np.median(shares, axis=0))
 
 

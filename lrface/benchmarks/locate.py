@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrface.benchmarks.protocols import is_image_name
 from lrface.errors import LrfaceError, UsageError
 
 DEFAULT_ROOT = Path("~/.cache/lrface")
@@ -22,8 +23,38 @@ _WEBFACE = (
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How authors give out photographs and pairs, in a folder of any of these names.
+
+    Attributes:
+        folders: names that the folder may have below a root of data; the first is the one that messages name.
+        protocol: the file or folder of pairs, relative to it.
+        images: where the photographs may be, relative to it; the first that has any is taken.
+    """
+
+    folders: tuple[str, ...]
+    protocol: str
+    images: tuple[str, ...]
+
+    def find(self, folder: Path, name: str, pairs: Path | None) -> "FoundBenchmark | None":
+        """The benchmark in that folder, with other pairs where some are given; None when it is not there."""
+        protocol = folder / self.protocol
+        if not protocol.exists():
+            return None
+        for images in (folder / candidate for candidate in self.images):
+            kind = _kind_of_images(images)
+            if kind:
+                return FoundBenchmark(name, kind, images, pairs if pairs is not None else protocol)
+        return None
+
+
+@dataclass(frozen=True)
 class KnownBenchmark:
-    """A benchmark that has a name: its pack's file name, other spellings, and where one gets it."""
+    """A benchmark that has a name: its pack's file name, other spellings, and where one gets it.
+
+    ``layouts`` are those of the authors, ``script`` the one in data_prep/ that checks them and lays them out.
+    ``photographs``: LFW, whose archive the message about a missing benchmark explains.
+    """
 
     name: str
     title: str
@@ -31,17 +62,71 @@ class KnownBenchmark:
     package: str
     aliases: tuple[str, ...] = ()
     photographs: bool = False
+    script: str | None = None
+    layouts: tuple[Layout, ...] = ()
+
+
+_CFP_FOLDERS = ("cfp", "cfp_fp", "cfp_ff", "CFP", "cfp-dataset")
+_AGEDB_FOLDERS = ("agedb30", "agedb_30", "agedb", "AgeDB")
+_AGEDB_PROTOCOL = "04_FINAL_protocol_30_years.mat"
+_AGEDB_IMAGES = ("03_Protocol_Images", "03_Protocol_Images/03_Protocol_Images", "images")
+_LFW_IMAGES = (
+    "images",
+    "images&landmarks/images",
+    "images&landmarks/images&landmarks/images",
+    "aligned images",
+)
 
 
 KNOWN_BENCHMARKS = {
     known.name: known
     for known in (
         KnownBenchmark("lfw", "Labeled Faces in the Wild, View 2", "lfw.bin", _WEBFACE, photographs=True),
-        KnownBenchmark("agedb30", "AgeDB-30", "agedb_30.bin", _WEBFACE, aliases=("agedb",)),
-        KnownBenchmark("cfp_fp", "CFP, frontal against profile", "cfp_fp.bin", _WEBFACE, aliases=("cfp",)),
-        KnownBenchmark("cfp_ff", "CFP, frontal against frontal", "cfp_ff.bin", _EMORE),
-        KnownBenchmark("calfw", "Cross-Age LFW", "calfw.bin", _EMORE),
-        KnownBenchmark("cplfw", "Cross-Pose LFW", "cplfw.bin", _EMORE),
+        KnownBenchmark(
+            "agedb30",
+            "AgeDB-30",
+            "agedb_30.bin",
+            _WEBFACE,
+            aliases=("agedb",),
+            script="agedb30.py",
+            layouts=(
+                Layout(_AGEDB_FOLDERS, _AGEDB_PROTOCOL, _AGEDB_IMAGES),
+                Layout(_AGEDB_FOLDERS, f"AgeDB_protocols/{_AGEDB_PROTOCOL}", _AGEDB_IMAGES),
+            ),
+        ),
+        KnownBenchmark(
+            "cfp_fp",
+            "CFP, frontal against profile",
+            "cfp_fp.bin",
+            _WEBFACE,
+            aliases=("cfp",),
+            script="cfp_fp.py",
+            layouts=(Layout(_CFP_FOLDERS, "Protocol/Split/FP", ("Data/Images", "images")),),
+        ),
+        KnownBenchmark(
+            "cfp_ff",
+            "CFP, frontal against frontal",
+            "cfp_ff.bin",
+            _EMORE,
+            script="cfp_fp.py",
+            layouts=(Layout(_CFP_FOLDERS, "Protocol/Split/FF", ("Data/Images", "images")),),
+        ),
+        KnownBenchmark(
+            "calfw",
+            "Cross-Age LFW",
+            "calfw.bin",
+            _EMORE,
+            script="calfw.py",
+            layouts=(Layout(("calfw", "CALFW"), "pairs_CALFW.txt", _LFW_IMAGES),),
+        ),
+        KnownBenchmark(
+            "cplfw",
+            "Cross-Pose LFW",
+            "cplfw.bin",
+            _EMORE,
+            script="cplfw.py",
+            layouts=(Layout(("cplfw", "CPLFW"), "pairs_CPLFW.txt", _LFW_IMAGES),),
+        ),
         KnownBenchmark("vgg2_fp", "VGGFace2, frontal against profile", "vgg2_fp.bin", _EMORE),
     )
 }
@@ -54,9 +139,9 @@ class FoundBenchmark:
     Attributes:
         name: what rows of a result are called.
         kind: ``"pack"`` (an InsightFace .bin), ``"packed"`` (a packed directory and a pairs file) or
-            ``"folder"`` (identity folders of image files and a pairs file).
-        path: the pack, the packed directory, or the folder that holds the identity folders.
-        pairs: the pairs file; None for a pack.
+            ``"folder"`` (image files, in folders or not, and a pairs file).
+        path: the pack, the packed directory, or the folder below which photographs are named.
+        pairs: the file or folder of pairs, see :mod:`lrface.benchmarks.protocols`; None for a pack.
     """
 
     name: str
@@ -123,7 +208,10 @@ def describe_layouts() -> str:
         "  FOLDER/pairs.txt          pairs in LFW's format, beside\n"
         "    FOLDER/images/NAME/NAME_0001.jpg   photographs, or aligned crops of 112x112 pixels\n"
         "    FOLDER/NAME/NAME_0001.jpg          the same without the folder images\n"
-        "    FOLDER/index.json                  packed data (lrface align PHOTOGRAPHS FOLDER)"
+        "    FOLDER/index.json                  packed data (lrface align PHOTOGRAPHS FOLDER)\n"
+        "  FOLDER                    CFP (Data/Images and Protocol), AgeDB (03_Protocol_Images and\n"
+        f"    {_AGEDB_PROTOCOL}), CALFW (pairs_CALFW.txt) or CPLFW (pairs_CPLFW.txt) as their authors\n"
+        "    give it out"
     )
 
 
@@ -148,7 +236,7 @@ def locate_benchmark(
             file to put there and a command.
     """
     pairs_file = None if pairs is None else Path(pairs).expanduser()
-    if pairs_file is not None and not pairs_file.is_file():
+    if pairs_file is not None and not pairs_file.exists():
         raise UsageError(f"--pairs {pairs_file}: no such file")
     text = str(benchmark)
     if isinstance(benchmark, str) and not _looks_like_path(text):
@@ -186,7 +274,7 @@ def _locate_path(path: Path, pairs: Path | None) -> FoundBenchmark:
         if pairs is not None:
             raise UsageError(f"--pairs {pairs}: the pack {path} holds its own pairs; leave --pairs out")
         return FoundBenchmark(name, "pack", path)
-    found = _folder(path, name, pairs)
+    found = _folder(path, name, pairs) or _official(path, pairs)
     if found is None:
         packs = sorted(child.name for child in path.glob("*.bin"))
         if packs:
@@ -204,19 +292,46 @@ def _locate_path(path: Path, pairs: Path | None) -> FoundBenchmark:
 
 
 def _folder(path: Path, name: str, pairs: Path | None) -> FoundBenchmark | None:
-    """The benchmark in a folder, None when its layout is not known."""
+    """The benchmark in a folder with pairs.txt (or the pairs given), None when its layout is not known."""
     pairs_file = pairs if pairs is not None else path / PAIRS_NAME
-    if not pairs_file.is_file():
+    if not pairs_file.is_file() and not (pairs is not None and pairs_file.is_dir()):
         return None
     if (path / INDEX_NAME).is_file():
         return FoundBenchmark(name, "packed", path, pairs_file)
     for candidate in IMAGE_FOLDERS:
-        images = path / candidate
-        if (images / INDEX_NAME).is_file():
-            return FoundBenchmark(name, "packed", images, pairs_file)
-        if images.is_dir() and any(child.is_dir() for child in images.iterdir()):
-            return FoundBenchmark(name, "folder", images, pairs_file)
+        kind = _kind_of_images(path / candidate)
+        if kind:
+            return FoundBenchmark(name, kind, path / candidate, pairs_file)
     return None
+
+
+def _kind_of_images(folder: Path) -> str:
+    """What a folder of images is: "packed", "folder" (of folders or image files), or "" (neither)."""
+    if (folder / INDEX_NAME).is_file():
+        return "packed"
+    try:
+        with os.scandir(folder) as entries:
+            if any(entry.is_dir() or is_image_name(entry.name) for entry in entries):
+                return "folder"
+    except OSError:
+        pass
+    return ""
+
+
+def _official(path: Path, pairs: Path | None) -> FoundBenchmark | None:
+    """The benchmark in a folder laid out as its authors give it; CFP holds two, and one has to be named."""
+    found = [
+        (known, benchmark)
+        for known in KNOWN_BENCHMARKS.values()
+        for layout in known.layouts
+        if (benchmark := layout.find(path, known.name, pairs))
+    ]
+    if len({known.name for known, _ in found}) > 1 and pairs is None:
+        names = [known.name for known, _ in found]
+        raise UsageError(
+            f"--benchmark {path}: it holds {' and '.join(names)}; name one: --benchmark {names[0]} --data {path}"
+        )
+    return found[0][1] if found else None
 
 
 def _locate_known(
@@ -231,6 +346,12 @@ def _locate_known(
             looked.append(f"{folder / PAIRS_NAME} with {folder / 'images'} or {folder / INDEX_NAME}")
             if folder.is_dir():
                 found = _folder(folder, known.name, pairs)
+                if found is not None:
+                    return found
+        for layout in () if pack_only else known.layouts:
+            looked.append(f"{root / layout.folders[0] / layout.protocol} with {layout.images[0]} beside it")
+            for folder in (root, *(root / folder_name for folder_name in layout.folders)):
+                found = layout.find(folder, known.name, pairs)
                 if found is not None:
                     return found
         for pack in dict.fromkeys((root / known.pack, root / known.name / known.pack)):
@@ -259,6 +380,14 @@ def _missing(known: KnownBenchmark, roots: list[tuple[str, Path]], looked: list[
             f"  mkdir -p {quoted}/lfw/images && tar -xzf lfw-deepfunneled.tgz --strip-components=1 -C "
             f"{quoted}/lfw/images && cp pairs.txt {quoted}/lfw/",
             f"Or, already aligned: {known.pack} out of {known.package}:",
+        ]
+    elif known.layouts:
+        layout = known.layouts[0]
+        lines += [
+            f"Get {known.title} from its authors ({layout.protocol} and {layout.images[0]}), unpack it, and let a "
+            "script of lrface's repository check it and put it there:",
+            f"  python data_prep/{known.script} UNPACKED {quoted}",
+            f"Or, already aligned: {known.pack} out of {known.package}, where it is:",
         ]
     else:
         lines.append(f"Get {known.pack} out of {known.package}, and run where it is:")

@@ -1,4 +1,4 @@
-"""InsightFace verification packs (agedb_30.bin, cfp_fp.bin, lfw.bin): read without unpickling.
+"""InsightFace verification packs (agedb_30.bin, cfp_fp.bin, lfw.bin): written, and read without unpickling.
 
 A pack is a pickle of ``(bins, issame)``: ``2 * n`` encoded images (bytes or one-dimensional uint8 arrays) and
 ``n`` booleans; images ``2 * i`` and ``2 * i + 1`` are pair ``i``. Such files are downloaded from anywhere,
@@ -11,8 +11,10 @@ proportion to the size of the file.
 
 import codecs
 import io
+import pickle
 import pickletools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +26,8 @@ from PIL import Image
 
 from lrface.benchmarks.metrics import contiguous_folds
 from lrface.benchmarks.verification import VerificationSet
-from lrface.errors import LrfaceError
+from lrface.errors import LrfaceError, UsageError
+from lrface.files import atomic_file
 
 CROP_SIZE = 112
 """Width and height of the crops in InsightFace's packs."""
@@ -37,6 +40,8 @@ MAXIMUM_BYTES = 4 * 2**30
 
 _DTYPES = ("u1", "b1", "i1", "i2", "i4", "i8", "u2", "u4", "u8")
 _MAXIMUM_INTEGER_BYTES = 8
+# An instruction of one byte can make an object of a hundred. A pack has at most 40 instructions an image.
+_FREE_INSTRUCTIONS, _BYTES_AN_INSTRUCTION = 1_000_000, 16
 
 
 class RefusedPack(LrfaceError):
@@ -157,8 +162,12 @@ class _PackReader:
             self.broken(f"{text!r} is not a whole number")
 
     def run(self) -> Any:
+        instructions_left = _FREE_INSTRUCTIONS + len(self.data) // _BYTES_AN_INSTRUCTION
         while True:
             self.start = self.position
+            instructions_left -= 1
+            if instructions_left < 0:
+                self.refuse("the file is nearly all instructions, with next to no images")
             if self.position >= len(self.data):
                 self.broken("the file is truncated: it ends without the closing instruction")
             code = self.data[self.position]
@@ -594,6 +603,52 @@ def _encoded(value: Any, index: int, file: Path) -> bytes:
         f"{file}: image {index} is {_kind(value)}; encoded images (bytes, or a uint8 array along one axis) "
         "are expected"
     )
+
+
+def write_pack(
+    path: str | Path, images: Sequence[bytes], same: Sequence[bool] | NDArray[np.bool_], protocol: int = 4
+) -> None:
+    """Write a verification pack as InsightFace's scripts do: a pickle of a list of bytes and a list of booleans.
+
+    Args:
+        path: the file, which appears whole or not at all.
+        images: ``2 * n`` encoded images; ``2 * i`` and ``2 * i + 1`` are pair ``i``. An object that occurs more
+            than once is stored once.
+        same: n booleans.
+        protocol: pickle protocol, 2 to 4 (2 for readers that run Python 2).
+
+    Raises:
+        LrfaceError: images and labels that do not fit together, or a place that cannot be written.
+    """
+    labels = [bool(label) for label in same]
+    if not labels or len(images) != 2 * len(labels):
+        raise LrfaceError(
+            f"{path}: {len(images)} images for {len(labels)} pairs; a pack has two images a pair, and one pair "
+            "at least"
+        )
+    if not 2 <= protocol <= 4:
+        raise UsageError(f"protocol: 2, 3 or 4 is needed, got {protocol}")
+    for index, image in enumerate(images):
+        if not isinstance(image, bytes) or not image:
+            raise LrfaceError(f"{path}: image {index} must be encoded (bytes that are not empty)")
+    with atomic_file(path) as aside, open(aside, "wb") as file:
+        pickle.dump((list(images), labels), file, protocol=protocol)
+
+
+def benchmark_to_pack(benchmark: VerificationSet, path: str | Path) -> None:
+    """Write a benchmark as a verification pack: its pairs in their order, its crops as PNG, which keeps every pixel.
+
+    Folds are not part of a pack: whoever reads it cuts the pairs into ten consecutive blocks.
+
+    Raises:
+        LrfaceError: the place cannot be written.
+    """
+    encoded = [
+        cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+        for image in benchmark.images
+    ]
+    sides = np.stack((benchmark.left, benchmark.right), axis=1).ravel()
+    write_pack(path, [encoded[index] for index in sides], benchmark.same)
 
 
 def decode_crop(encoded: bytes, where: str, size: int = CROP_SIZE) -> NDArray[np.uint8]:

@@ -155,6 +155,8 @@ def load_benchmark(
     - an InsightFace verification pack, ``FILE.bin``;
     - a folder with ``pairs.txt`` in LFW's format beside photographs or aligned crops
       (``images/NAME/NAME_0001.jpg`` or ``NAME/NAME_0001.jpg``);
+    - a folder of CFP, AgeDB, CALFW or CPLFW as their authors give it out, of photographs or of aligned crops
+      (see :mod:`lrface.benchmarks.protocols`);
     - a packed directory (``lrface align SRC OUT``) with ``pairs.txt`` in it, or with ``pairs`` given.
 
     Photographs are aligned once; the result is kept under ``cache`` (default ``$LRFACE_CACHE``, then

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lrface.benchmarks.lfw import read_pairs
+from lrface.benchmarks.protocols import read_pairs
 from lrface.benchmarks.verification import evaluate_verification, load_benchmark
 from lrface.data.packed import PackedSource, write_index, write_shard
 from lrface.errors import LrfaceError
