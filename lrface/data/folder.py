@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from lrface.data.decode import EncodedFaces
 from lrface.errors import LrfaceError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-class FolderSource:
+class FolderSource(EncodedFaces):
     """ROOT/IDENTITY/**/IMAGE; an identity is a first-level folder that holds at least one image.
 
     Hidden files and files that are no images by name are passed over. Labels follow the sorted folder names.
@@ -20,6 +20,7 @@ class FolderSource:
     """
 
     format = "folder"
+    repair = "Remove it or copy it again"
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -48,19 +49,15 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def image(self, index: int) -> np.ndarray:
-        """uint8 [h, w, 3], RGB. Raises LrfaceError naming a file that cannot be decoded."""
-        path = self.paths[index]
-        image = (
-            cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
-        )
-        if image is None:
-            raise LrfaceError(f"{path} cannot be decoded as an image; remove it or copy it again")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
     def encoded(self, index: int) -> bytes:
-        """The file's bytes."""
-        return self.paths[index].read_bytes()
+        """The file's bytes. Raises LrfaceError when it cannot be read."""
+        try:
+            return self.paths[index].read_bytes()
+        except OSError as error:
+            raise LrfaceError(f"{self.paths[index]}: cannot be read: {error.strerror}") from error
+
+    def place(self, index: int) -> str:
+        return str(self.paths[index])
 
     def sources(self) -> list[str]:
         """Paths relative to the root, with forward slashes."""

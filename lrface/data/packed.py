@@ -17,14 +17,16 @@ score       float32                  the detector's confidence, 0..1
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
+from lrface.data.arrowfile import BinaryColumn, checked, open_batches
+from lrface.data.decode import EncodedFaces
 from lrface.errors import LrfaceError
 from lrface.files import atomic_file, write_json
 
@@ -160,7 +162,7 @@ def read_index(root: str | Path) -> dict[str, Any]:
         raise LrfaceError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         index = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LrfaceError(f"{path}: is not valid JSON ({error}). {_REPAIR}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
@@ -174,6 +176,8 @@ def read_index(root: str | Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(index.get(key), kind):
             raise LrfaceError(f"{path}: field {key!r} is missing or is not a {kind.__name__}. {_REPAIR}")
+    if not all(isinstance(name, str) for name in index["identities"]):
+        raise LrfaceError(f"{path}: field 'identities' should be a list of names. {_REPAIR}")
     if len(index["image_size"]) != 2 or not all(isinstance(side, int) for side in index["image_size"]):
         raise LrfaceError(
             f"{path}: field 'image_size' should be [height, width], found {index['image_size']!r}"
@@ -183,6 +187,7 @@ def read_index(root: str | Path) -> dict[str, Any]:
             not isinstance(shard, dict)
             or not isinstance(shard.get("file"), str)
             or not isinstance(shard.get("rows"), int)
+            or shard["rows"] < 0
         ):
             raise LrfaceError(f"{path}: shards[{at}] needs 'file' and 'rows', found {shard!r}. {_REPAIR}")
         if Path(shard["file"]).name != shard["file"]:
@@ -196,15 +201,13 @@ def read_index(root: str | Path) -> dict[str, Any]:
 
 
 class _Shard(NamedTuple):
-    """One opened shard: the table, and per record batch where its image bytes lie."""
+    """One opened shard: its table, and where its images lie."""
 
     table: pa.Table
-    starts: np.ndarray  # first row of every batch
-    offsets: list[np.ndarray]
-    bytes: list[np.ndarray]
+    images: BinaryColumn
 
 
-class PackedSource:
+class PackedSource(EncodedFaces):
     """A packed directory as a source of faces; memory-mapped, opened when first read.
 
     Implements FaceSource: ``identities`` (list of str), ``labels`` (int64 [n]), ``len()``, ``image(index)``
@@ -214,6 +217,7 @@ class PackedSource:
     """
 
     format = "packed"
+    repair = _REPAIR
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -223,7 +227,7 @@ class PackedSource:
         self.image_shape: tuple[int, int] = (height, width)
         self.image_size: int = height
         self._rows = [int(shard["rows"]) for shard in self.index["shards"]]
-        self._first = np.concatenate([[0], np.cumsum(self._rows)]).astype(np.int64)
+        self._ends: list[int] = np.cumsum(self._rows, dtype=np.int64).tolist()
         for shard in self.index["shards"]:
             path = self.root / shard["file"]
             try:
@@ -238,7 +242,7 @@ class PackedSource:
         self._labels: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -251,58 +255,40 @@ class PackedSource:
             return opened
         path = self.root / self.index["shards"][number]["file"]
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise LrfaceError(f"{path}: is not a readable Arrow file ({error}). {_REPAIR}") from error
+            table = pa.Table.from_batches(*reversed(open_batches(path)))
+        except LrfaceError as error:
+            raise LrfaceError(f"{error}. {_REPAIR}") from error
         if not table.schema.equals(SCHEMA, check_metadata=False):
             raise LrfaceError(f"{path}: columns are {table.schema.names}, expected {SCHEMA.names}. {_REPAIR}")
         if table.num_rows != self._rows[number]:
             raise LrfaceError(
                 f"{path}: has {table.num_rows} rows, {INDEX_NAME} says {self._rows[number]}. {_REPAIR}"
             )
-        starts, offsets, data = [0], [], []
-        for chunk in table.column("image").chunks:
-            _, offset_buffer, data_buffer = chunk.buffers()
-            all_offsets = np.frombuffer(offset_buffer, np.int32)
-            offsets.append(all_offsets[chunk.offset : chunk.offset + len(chunk) + 1])
-            data.append(
-                np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
-            )
-            starts.append(starts[-1] + len(chunk))
-        opened = _Shard(table, np.asarray(starts[:-1]), offsets, data)
+        opened = _Shard(table, BinaryColumn(table.column("image").chunks, f"{path}: column 'image'"))
         self._shards[number] = opened
         return opened
 
     def _locate(self, index: int) -> tuple[int, int]:
-        count = len(self)
+        count = self._ends[-1] if self._ends else 0
         position = index + count if index < 0 else index
         if not 0 <= position < count:
             raise IndexError(f"image {index} of {count} in {self.root}")
-        number = int(np.searchsorted(self._first, position, side="right")) - 1
-        return number, position - int(self._first[number])
+        number = bisect_right(self._ends, position)
+        return number, position - self._ends[number] + self._rows[number]
 
-    def _view(self, index: int) -> np.ndarray:
-        number, row = self._locate(int(index))
-        shard = self._open(number)
-        batch = int(np.searchsorted(shard.starts, row, side="right")) - 1
-        offsets = shard.offsets[batch]
-        row -= int(shard.starts[batch])
-        return shard.bytes[batch][offsets[row] : offsets[row + 1]]
+    def view(self, index: int) -> memoryview:
+        """The JPEG or PNG bytes of image ``index``, not copied."""
+        number, row = self._locate(index)
+        shard = self._shards.get(number)
+        return (shard or self._open(number)).images.view(row)
 
     def encoded(self, index: int) -> bytes:
         """The JPEG or PNG bytes of image ``index``."""
-        return self._view(index).tobytes()
+        return bytes(self.view(index))
 
-    def image(self, index: int) -> np.ndarray:
-        """Image ``index`` decoded: uint8 [h, w, 3], RGB. Raises LrfaceError naming shard and row if it is
-        broken."""
-        view = self._view(index)
-        decoded = cv2.imdecode(view, cv2.IMREAD_COLOR) if view.size else None
-        if decoded is None:
-            number, row = self._locate(int(index))
-            path = self.root / self.index["shards"][number]["file"]
-            raise LrfaceError(f"{path}: row {row} is not a readable image. {_REPAIR}")
-        return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    def place(self, index: int) -> str:
+        number, row = self._locate(index)
+        return f"{self.root / self.index['shards'][number]['file']}: row {row}"
 
     def column(self, name: str) -> np.ndarray:
         """One column over all shards: label int64 [n], face int32 [n], score float32 [n], landmarks float32
@@ -313,7 +299,8 @@ class PackedSource:
         kind = SCHEMA.field(name).type
         parts = []
         for number in range(len(self._rows)):
-            chunks = self._open(number).table.column(name).chunks
+            place = f"{self.root / self.index['shards'][number]['file']}: column {name!r}"
+            chunks = [checked(chunk, place) for chunk in self._open(number).table.column(name).chunks]
             if pa.types.is_fixed_size_list(kind):
                 parts += [chunk.flatten().to_numpy().reshape(-1, kind.list_size) for chunk in chunks]
             elif pa.types.is_string(kind):

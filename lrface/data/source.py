@@ -1,11 +1,21 @@
 """What every data set looks like to the rest of lrface: images with an identity each."""
 
+import json
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lrface.errors import LrfaceError
+from lrface.files import read_json, write_text
+
+IDENTITIES_NAME = "identities.json"
+MAX_IDENTITIES = 10_000_000
+"""Labels above this are damage: the largest public set has 4 million identities."""
+LAYOUTS = (
+    "packed data (a folder with index.json), InsightFace RecordIO (train.rec), a folder of identity folders of aligned "
+    "crops, Parquet or Arrow files (.parquet, .arrow), WebDataset shards (.tar), or a bcolz carray with NAME_labels.npy"
+)
 
 
 @runtime_checkable
@@ -38,27 +48,75 @@ class FaceSource(Protocol):
 
 
 def open_source(path: str | Path) -> FaceSource:
-    """Open packed data (a directory with index.json) or a folder of identity folders of aligned crops.
+    """Open training data, of whatever format it is; told from the files that are there and how they begin.
+
+    - packed data: a folder with index.json (``lrface align``, ``lrface pack``);
+    - InsightFace RecordIO: a folder with train.rec (or one other .rec file), or a .rec file;
+    - a folder of identity folders of aligned crops;
+    - Parquet or Arrow with an image and a label column (Hugging Face's layout): a file or a folder of shards;
+    - WebDataset: a .tar file or a folder of them;
+    - a bcolz carray NAME/ or AdaFace's NAME/memfile, with NAME_labels.npy beside it.
 
     Raises:
-        LrfaceError: the path does not exist or holds neither.
+        LrfaceError: the path does not exist or holds none of these.
     """
+    from lrface.data import recordio
+
     path = Path(path)
     if not path.exists():
-        raise LrfaceError(
-            f"{path}: no such file or directory; give packed data or a folder of identity folders"
-        )
-    if not path.is_dir():
-        raise LrfaceError(
-            f"{path} is a file; training data is a directory: packed data (made by `lrface align`) or identity folders"
-        )
-    if (path / "index.json").exists():
+        raise LrfaceError(f"{path}: no such file or directory; training data is {LAYOUTS}")
+    if path.is_dir() and (path / "index.json").exists():
         from lrface.data.packed import PackedSource
 
         return PackedSource(path)
+    if recordio.find_record_file(path) is not None:
+        return recordio.RecordIOSource(path)
+    if not path.is_dir():
+        raise LrfaceError(f"{path}: a file of no known format; training data is {LAYOUTS}")
     from lrface.data.folder import FolderSource
 
     return FolderSource(path)
+
+
+def identity_names(labels: np.ndarray, name: str | Path) -> list[str]:
+    """Names for identities that have none: their labels, with zeros in front so that they sort as the numbers do.
+
+    Raises:
+        LrfaceError: a label below 0 or above ``MAX_IDENTITIES``, which no data set has: the labels are damaged.
+    """
+    if not len(labels):
+        return []
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0 or largest >= MAX_IDENTITIES:
+        raise LrfaceError(
+            f"{name}: labels run from {smallest} to {largest}; they should be 0 to {MAX_IDENTITIES - 1} at most"
+        )
+    width = len(str(largest))
+    return [f"{label:0{width}d}" for label in range(largest + 1)]
+
+
+def read_identities(path: Path, labels: np.ndarray) -> list[str] | None:
+    """The names of identities that ``lrface pack`` writes beside formats without names; None without the file.
+
+    Raises:
+        LrfaceError: the file is damaged or has fewer names than there are labels.
+    """
+    if not path.is_file():
+        return None
+    names = read_json(path, "names of the identities").get("identities")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise LrfaceError(f"{path}: field 'identities' should be a list of names")
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(names)):
+        raise LrfaceError(
+            f"{path}: has {len(names)} names, labels run from {labels.min()} to {labels.max()}. Remove the file or "
+            "copy the data again"
+        )
+    return names
+
+
+def write_identities(path: Path, identities: list[str]) -> None:
+    """Write what :func:`read_identities` reads."""
+    write_text(path, json.dumps({"identities": identities}, ensure_ascii=False))
 
 
 def check_source(source: FaceSource, name: str) -> None:
