@@ -11,16 +11,24 @@ from numpy.typing import ArrayLike, NDArray
 
 from lrface.errors import LrfaceError
 
-FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
-"""The false accept rates that :func:`verification_metrics` reports by default."""
+FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""The false accept rates that :func:`verification_metrics` reports where the pairs allow."""
+
+CONFIDENCE = 0.95
+BOOTSTRAP_SAMPLES = 1000
+BOOTSTRAP_PAIRS = 200_000
+"""Sets of more pairs get no bootstrap intervals: resampling them takes minutes, and their sampling error is small."""
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One accuracy and one threshold a fold: both float64 [k]."""
+    """One accuracy and one threshold a fold: both float64 [k]; whether each pair was judged right: bool [p]."""
 
     accuracies: NDArray[np.float64]
     thresholds: NDArray[np.float64]
+    right: NDArray[np.bool_]
 
     @property
     def mean(self) -> float:
@@ -34,15 +42,24 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class VerificationMetrics:
-    """Everything that :func:`verification_metrics` measures; fractions, or None where it is not defined."""
+    """Everything that :func:`verification_metrics` measures; fractions, or None where it is not defined.
+
+    The intervals are 95 % bootstrap intervals over pairs. Pairs that share people are not independent, so the truth
+    is somewhat wider; folds, which LFW keeps apart by people, give ``accuracy_std``.
+    """
 
     accuracy: float
+    accuracy_interval: Interval
     accuracy_std: float
     accuracy_insightface: float
     threshold: float
     auc: float | None
     eer: float | None
     tar_at_far: dict[str, float | None]
+    auc_interval: Interval | None
+    eer_interval: Interval | None
+    tar_interval: dict[str, Interval | None]
+    right: NDArray[np.bool_]
 
 
 def _checked(scores: ArrayLike, same: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -111,12 +128,14 @@ def fold_accuracy(scores: ArrayLike, same: ArrayLike, folds: ArrayLike) -> FoldR
     values, labels = _checked(scores, same)
     numbers, present = _fold_numbers(folds, len(values))
     accuracies, thresholds = [], []
+    right = np.empty(len(values), dtype=bool)
     for fold in present:
         test = numbers == fold
         threshold = best_threshold(values[~test], labels[~test])
         thresholds.append(threshold)
-        accuracies.append(np.mean((values[test] >= threshold) == labels[test]))
-    return FoldResult(np.array(accuracies), np.array(thresholds))
+        right[test] = (values[test] >= threshold) == labels[test]
+        accuracies.append(np.mean(right[test]))
+    return FoldResult(np.array(accuracies), np.array(thresholds), right)
 
 
 def fold_accuracy_insightface(
@@ -137,7 +156,8 @@ def fold_accuracy_insightface(
     right_elsewhere = right_in_fold.sum(axis=1, keepdims=True) - right_in_fold
     chosen = np.argmax(right_elsewhere, axis=0)
     accuracies = right_in_fold[chosen, np.arange(len(present))] / in_fold.sum(axis=1)
-    return FoldResult(accuracies, grid[chosen])
+    judged = right[chosen[np.searchsorted(present, numbers)], np.arange(len(values))]
+    return FoldResult(accuracies, grid[chosen], judged)
 
 
 def roc_curve(scores: ArrayLike, same: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -192,11 +212,133 @@ def true_accept_rate(scores: ArrayLike, same: ArrayLike, false_accept_rate: floa
     return float(np.mean(positives > negatives[allowed]))
 
 
+def _quantiles(values: NDArray[np.float64]) -> Interval:
+    tail = (1.0 - CONFIDENCE) / 2
+    low, high = np.quantile(values, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def accuracy_interval(right: ArrayLike, same: ArrayLike, samples: int = 10_000, seed: int = 0) -> Interval:
+    """Bootstrap interval of the accuracy: same and different pairs are each drawn again, as many as there are.
+
+    A resampled mean of bools is a binomial draw, so nothing is resampled pair by pair. ``right`` and ``same`` are
+    bool [p].
+    """
+    judged, labels = np.asarray(right, dtype=bool), np.asarray(same, dtype=bool)
+    rng = np.random.default_rng(seed)
+    total = sum(
+        rng.binomial(int(kind.sum()), float(judged[kind].mean()), samples)
+        for kind in (labels, ~labels)
+        if kind.any()
+    )
+    return _quantiles(np.asarray(total, dtype=np.float64) / len(judged))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Accuracy of a second model less that of a first on the same pairs (fractions), its 95 % interval, and the share
+    of resamples that contradict its sign, doubled (a two-sided p value, at least 1 / samples)."""
+
+    difference: float
+    interval: Interval
+    p_value: float
+
+
+def paired_bootstrap(
+    first: ArrayLike, second: ArrayLike, samples: int = 10_000, seed: int = 0
+) -> PairedDifference:
+    """Compare two models pair by pair: ``first`` and ``second`` are bool [p], whether each judged a pair right.
+
+    Pairs that both judge alike say nothing about the difference, which makes this far sharper than two separate
+    intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+    """
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise LrfaceError(
+            f"two models are compared on the same pairs; found {list(a.shape)} and {list(b.shape)}"
+        )
+    better, worse = int((b & ~a).sum()), int((a & ~b).sum())
+    counts = np.array([better, worse, len(a) - better - worse], dtype=np.float64)
+    drawn = np.random.default_rng(seed).multinomial(len(a), counts / len(a), samples)
+    differences = (drawn[:, 0] - drawn[:, 1]) / len(a)
+    tails = min(np.mean(differences <= 0), np.mean(differences >= 0))
+    return PairedDifference(
+        (better - worse) / len(a), _quantiles(differences), float(min(1.0, max(2 * tails, 1 / samples)))
+    )
+
+
+def curve_intervals(
+    scores: ArrayLike,
+    same: ArrayLike,
+    false_accept_rates: tuple[float, ...] = FALSE_ACCEPT_RATES,
+    samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
+) -> tuple[Interval, Interval, dict[str, Interval | None]]:
+    """95 % bootstrap intervals of AUC, EER and of the true accept rate at each false accept rate.
+
+    Same and different pairs are each drawn again with replacement; the same draws serve all figures. A rate that
+    fewer than ``1 / rate`` different pairs cannot show has None.
+    """
+    values, labels = _checked(scores, same)
+    order = np.argsort(-values, kind="stable")
+    values, labels = values[order], labels[order]
+    last = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    rng = np.random.default_rng(seed)
+    areas, errors = [], []
+    rates: dict[float, list[NDArray[np.float64]]] = {
+        rate: [] for rate in false_accept_rates if int(np.floor(rate * negatives + 1e-9)) >= 1
+    }
+    block = max(1, min(samples, 2_000_000 // len(values)))
+    for start in range(0, samples, block):
+        count = min(block, samples - start)
+        drawn = np.zeros((count, len(values)), dtype=np.int64)
+        drawn[:, labels] = rng.multinomial(positives, np.full(positives, 1 / positives), count)
+        drawn[:, ~labels] = rng.multinomial(negatives, np.full(negatives, 1 / negatives), count)
+        begin = np.zeros((count, 1))
+        accepts = np.hstack([begin, np.cumsum(drawn * labels, axis=1)[:, last] / positives])
+        false_accepts = np.hstack([begin, np.cumsum(drawn * ~labels, axis=1)[:, last] / negatives])
+        areas.append((np.diff(false_accepts) * (accepts[:, 1:] + accepts[:, :-1]) / 2).sum(axis=1))
+        excess = false_accepts - (1.0 - accepts)
+        after = np.argmax(excess >= 0, axis=1)
+        rows = np.arange(count)
+        low, high = excess[rows, after - 1], excess[rows, after]
+        share = -low / (high - low)
+        left, right = false_accepts[rows, after - 1], false_accepts[rows, after]
+        errors.append(left + share * (right - left))
+        for rate, found in rates.items():
+            within = (false_accepts <= rate + 1e-12).sum(axis=1) - 1
+            found.append(accepts[rows, within])
+    return (
+        _quantiles(np.concatenate(areas)),
+        _quantiles(np.concatenate(errors)),
+        {
+            rate_name(rate): _quantiles(np.concatenate(rates[rate])) if rate in rates else None
+            for rate in false_accept_rates
+        },
+    )
+
+
+def resolution_area(accuracies: dict[int, float]) -> float | None:
+    """Area under the accuracy-resolution curve: accuracy averaged over the logarithm of the size, by trapezoids.
+
+    ``accuracies`` maps sizes in pixels to accuracies; the result has their unit. Halving the size counts alike
+    wherever it happens. None for fewer than two sizes.
+    """
+    sizes = sorted(accuracies)
+    if len(sizes) < 2:
+        return None
+    places = np.log2(sizes)
+    heights = np.array([accuracies[size] for size in sizes])
+    return float(np.sum(np.diff(places) * (heights[1:] + heights[:-1]) / 2) / (places[-1] - places[0]))
+
+
 def verification_metrics(
     scores: ArrayLike,
     same: ArrayLike,
     folds: ArrayLike,
     false_accept_rates: tuple[float, ...] = FALSE_ACCEPT_RATES,
+    bootstrap: int = BOOTSTRAP_SAMPLES,
 ) -> VerificationMetrics:
     """All figures of one set of scored pairs.
 
@@ -205,6 +347,7 @@ def verification_metrics(
         same: bool [p], True where both faces are of one identity.
         folds: int [p]; at least two folds.
         false_accept_rates: where the true accept rate is read. Keys of ``tar_at_far`` look like ``"1e-3"``.
+        bootstrap: resamples for the intervals of AUC, EER and true accept rates; 0 leaves these out.
 
     Raises:
         LrfaceError: shapes that disagree, scores that are not finite, fewer than two folds.
@@ -212,14 +355,26 @@ def verification_metrics(
     values, labels = _checked(scores, same)
     exact = fold_accuracy(values, labels, folds)
     both_kinds = bool(labels.any()) and not bool(labels.all())
+    auc_interval: Interval | None = None
+    eer_interval: Interval | None = None
+    tar_interval: dict[str, Interval | None] = {rate_name(rate): None for rate in false_accept_rates}
+    if both_kinds and bootstrap and len(values) <= BOOTSTRAP_PAIRS:
+        auc_interval, eer_interval, tar_interval = curve_intervals(
+            values, labels, false_accept_rates, bootstrap
+        )
     return VerificationMetrics(
         accuracy=exact.mean,
+        accuracy_interval=accuracy_interval(exact.right, labels),
         accuracy_std=exact.std,
         accuracy_insightface=fold_accuracy_insightface(values, labels, folds).mean,
         threshold=float(exact.thresholds.mean()),
         auc=area_under_curve(values, labels) if both_kinds else None,
         eer=equal_error_rate(values, labels) if both_kinds else None,
         tar_at_far={rate_name(rate): true_accept_rate(values, labels, rate) for rate in false_accept_rates},
+        auc_interval=auc_interval,
+        eer_interval=eer_interval,
+        tar_interval=tar_interval,
+        right=exact.right,
     )
 
 

@@ -232,6 +232,10 @@ def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else round(100.0 * fraction, 4)
 
 
+def _percents(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else [round(100.0 * end, 4) for end in interval]
+
+
 def evaluate_verification(
     embed: Embed,
     benchmark: VerificationSet,
@@ -316,11 +320,17 @@ def evaluate_verification(
                 "gallery_size": int(gallery),
                 "probe_size": int(probe),
                 "accuracy": _percent(figures.accuracy),
+                "accuracy_interval": _percents(figures.accuracy_interval),
                 "accuracy_std": _percent(figures.accuracy_std),
                 "accuracy_insightface": _percent(figures.accuracy_insightface),
                 "auc": None if figures.auc is None else round(figures.auc, 6),
                 "eer": _percent(figures.eer),
                 "tar_at_far": {rate: _percent(value) for rate, value in figures.tar_at_far.items()},
+                "auc_interval": None
+                if figures.auc_interval is None
+                else [round(end, 6) for end in figures.auc_interval],
+                "eer_interval": _percents(figures.eer_interval),
+                "tar_interval": {rate: _percents(value) for rate, value in figures.tar_interval.items()},
                 "threshold": round(figures.threshold, 6),
                 "pairs": len(benchmark),
                 "images": len(benchmark.images),

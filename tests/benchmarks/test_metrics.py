@@ -4,13 +4,17 @@ import sklearn.metrics
 from sklearn.model_selection import KFold
 
 from lrface.benchmarks.metrics import (
+    accuracy_interval,
     area_under_curve,
     best_threshold,
     contiguous_folds,
+    curve_intervals,
     equal_error_rate,
     fold_accuracy,
     fold_accuracy_insightface,
+    paired_bootstrap,
     rate_name,
+    resolution_area,
     roc_curve,
     stratified_folds,
     true_accept_rate,
@@ -220,3 +224,60 @@ def test_bad_input_is_named():
         best_threshold([0.1, 0.2], [True])
     with pytest.raises(LrfaceError, match="between 0 and 1"):
         true_accept_rate([0.1, 0.2], [True, False], 1.0)
+
+
+def test_accuracy_interval_is_that_of_resampled_pairs():
+    rng = np.random.default_rng(0)
+    same = np.arange(600) < 400
+    right = np.where(same, rng.random(600) < 0.95, rng.random(600) < 0.8)
+    low, high = accuracy_interval(right, same)
+    resampled = [
+        np.concatenate([rng.choice(right[same], 400), rng.choice(right[~same], 200)]).mean()
+        for _ in range(4000)
+    ]
+    assert low < right.mean() < high
+    np.testing.assert_allclose([low, high], np.quantile(resampled, [0.025, 0.975]), atol=0.003)
+    assert accuracy_interval(right, same) == (low, high)
+    assert accuracy_interval([True] * 5, [True] * 5) == (1.0, 1.0)
+
+
+def test_curve_intervals_are_those_of_resampled_pairs():
+    scores, same = random_pairs(3, 300, ties=True)
+    auc, eer, rates = curve_intervals(scores, same, (0.1, 1e-3), samples=2000)
+    rng = np.random.default_rng(9)
+    found = []
+    for _ in range(1500):
+        drawn = np.concatenate([rng.choice(np.flatnonzero(kind), kind.sum()) for kind in (same, ~same)])
+        found.append(
+            [
+                sklearn.metrics.roc_auc_score(same[drawn], scores[drawn]),
+                equal_error_rate(scores[drawn], same[drawn]),
+                true_accept_rate(scores[drawn], same[drawn], 0.1),
+            ]
+        )
+    expected = np.quantile(found, [0.025, 0.975], axis=0).T
+    np.testing.assert_allclose([auc, eer, rates["1e-1"]], expected, atol=0.02)
+    assert rates["1e-3"] is None
+
+
+def test_paired_bootstrap_sees_what_two_intervals_do_not():
+    rng = np.random.default_rng(5)
+    first = rng.random(6000) < 0.9
+    second = first.copy()
+    second[np.flatnonzero(~first)[:60]] = True  # one point better, on 60 pairs of 6,000, worse on none
+    found = paired_bootstrap(first, second)
+    assert found.difference == pytest.approx(0.01)
+    assert 0.007 < found.interval[0] < 0.01 < found.interval[1] < 0.013
+    assert found.p_value <= 2e-4
+    assert paired_bootstrap(second, first).difference == pytest.approx(-0.01)
+    alike = paired_bootstrap(first, rng.permutation(first))
+    assert alike.interval[0] < 0 < alike.interval[1] and alike.p_value > 0.05
+    with pytest.raises(LrfaceError, match="same pairs"):
+        paired_bootstrap(first, second[:5])
+
+
+def test_area_under_the_resolution_curve_by_hand():
+    assert resolution_area({112: 90.0, 56: 90.0, 14: 90.0}) == pytest.approx(90.0)
+    # from 14 to 28 one octave with mean 75, from 28 to 112 two octaves with mean 90
+    assert resolution_area({14: 70.0, 28: 80.0, 112: 100.0}) == pytest.approx((75 + 2 * 90) / 3)
+    assert resolution_area({112: 99.0}) is None
