@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lrface.benchmarks.metrics import contiguous_folds
-from lrface.benchmarks.verification import VerificationSet
+from lrface.benchmarks.verification import VerificationSet, load_benchmark
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_file
 
@@ -635,20 +635,33 @@ def write_pack(
         pickle.dump((list(images), labels), file, protocol=protocol)
 
 
-def benchmark_to_pack(benchmark: VerificationSet, path: str | Path) -> None:
+def benchmark_to_pack(
+    benchmark: VerificationSet | str | Path, path: str | Path, data: str | Path | None = None
+) -> int:
     """Write a benchmark as a verification pack: its pairs in their order, its crops as PNG, which keeps every pixel.
 
     Folds are not part of a pack: whoever reads it cuts the pairs into ten consecutive blocks.
 
+    Args:
+        benchmark: one that was loaded, or what :func:`~lrface.benchmarks.verification.load_benchmark` takes.
+        path: the pack.
+        data: where a known name is looked for, as ``--data``.
+
+    Returns:
+        The number of pairs.
+
     Raises:
-        LrfaceError: the place cannot be written.
+        LrfaceError: the benchmark cannot be loaded, or the place cannot be written.
     """
+    if not isinstance(benchmark, VerificationSet):
+        benchmark = load_benchmark(benchmark, data=data)
     encoded = [
         cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
         for image in benchmark.images
     ]
     sides = np.stack((benchmark.left, benchmark.right), axis=1).ravel()
     write_pack(path, [encoded[index] for index in sides], benchmark.same)
+    return len(benchmark)
 
 
 def decode_crop(encoded: bytes, where: str, size: int = CROP_SIZE) -> NDArray[np.uint8]:
