@@ -102,7 +102,7 @@ def test(folder: Path, benchmark: VerificationSet) -> list[dict[str, Any]]:
 
     rows = evaluate_verification(
         embed, benchmark, SIZES, flip=True, down=TESTING["down"], up=TESTING["up"], batch_size=128, cross=True
-    )
+    ).rows
     write_json(kept, {"weights_sha256": card["weights_sha256"], "testing": TESTING, "rows": rows})
     return rows
 

@@ -264,6 +264,17 @@ def verify(
         bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored image.")
     ] = True,
     cross: Annotated[bool, typer.Option("--cross", help="Also full-size gallery against each size.")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Every gallery size against every probe size.")
+    ] = False,
+    degrade: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--degrade",
+            help="A further condition: jpeg=30, blur=2 (sigma, pixels), noise=10 (sigma, of 255), size=28, or several "
+            "with commas between; may repeat.",
+        ),
+    ] = None,
     down: Annotated[
         str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")
     ] = "nearest",
@@ -279,47 +290,51 @@ def verify(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw accuracy against resolution: FILE.png/.svg/.pdf.")
     ] = None,
+    keep_features: Annotated[
+        bool,
+        typer.Option(
+            "--keep-features/--no-keep-features",
+            help="Keep features in the cache, so that the same test is instant the second time.",
+        ),
+    ] = True,
     json_output: Json = False,
 ) -> None:
-    """Verification accuracy at several resolutions, by ten folds, with TAR@FAR.
+    """Verification accuracy at several resolutions, by ten folds, with TAR@FAR and 95 % intervals.
 
-    Both images of a pair are brought down to each size and up again. Benchmarks are looked for in --data, then
-    $LRFACE_DATA, then ~/.cache/lrface; photographs are aligned once and kept in the cache.
+    Both images of a pair are brought down to each size and up again. Several models are compared with the first pair
+    by pair. Benchmarks are looked for in --data, then $LRFACE_DATA, then ~/.cache/lrface; photographs are aligned
+    once and kept in the cache ($LRFACE_CACHE, else ~/.cache/lrface).
     """
     with errors_for_users():
-        from lrface.benchmarks.report import plot_results, results_table
-        from lrface.benchmarks.verification import evaluate_verification, load_benchmark
-        from lrface.embed import load_embedder
+        from lrface.benchmarks.conditions import Condition
+        from lrface.benchmarks.report import plot_results, verification_text
+        from lrface.evaluation import verify_models
 
-        sizes = parse_sizes(resolutions)
-        embedders = [load_embedder(path, device=device, precision=precision) for path in model]
-        rows: list[dict[str, Any]] = []
-        for name in benchmark:
-            pairs_set = load_benchmark(name, data=data, pairs=pairs, workers=workers)
-            for path, embedder in zip(model, embedders, strict=True):
-                found = evaluate_verification(
-                    embedder.embed_tensor,
-                    pairs_set,
-                    sizes,
-                    flip=flip,
-                    down=down,
-                    up=up,
-                    batch_size=batch_size,
-                    cross=cross,
-                )
-                rows += [{"model": path, "model_sha256": embedder.model_sha256, **row} for row in found]
+        run = verify_models(
+            model,
+            benchmark,
+            parse_sizes(resolutions),
+            data=data,
+            pairs=pairs,
+            keep_features=keep_features,
+            device=device,
+            precision=precision,
+            flip=flip,
+            down=down,
+            up=up,
+            batch_size=batch_size,
+            workers=workers,
+            cross=cross,
+            matrix=matrix,
+            degrade=[Condition.parse(text) for text in degrade or []],
+        )
         if plot is not None:
-            plot_results({path: [row for row in rows if row["model"] == path] for path in model}, plot)
+            plot_results({path: [row for row in run.rows if row["model"] == path] for path in model}, plot)
             say(f"plot: {plot}")
         if json_output:
-            print_json({"results": rows})
+            print_json(run.to_json())
         else:
-            single = len(model) == 1
-            print(
-                results_table(
-                    [{k: v for k, v in row.items() if not (single and k == "model")} for row in rows]
-                )
-            )
+            print(verification_text(run.rows, run.areas, run.comparisons))
 
 
 @app.command()

@@ -296,7 +296,7 @@ def _verify(
     benchmark = VerificationSet.from_source(source, left, right, same, name="drawn faces")
     return evaluate_verification(
         embedder.embed_tensor, benchmark, resolutions=RESOLUTIONS, progress=show_progress
-    )
+    ).rows
 
 
 # ------------------------------------------------------------------------------------ embedding, reconstruction

@@ -781,6 +781,11 @@ class FaceEmbedder:
         return self._network.input_size
 
     @property
+    def precision(self) -> str:
+        """What the network computes in: "float32" or "bfloat16"."""
+        return self._network.precision
+
+    @property
     def card(self) -> dict[str, Any]:
         """What the model says about itself. An ONNX file without lrface's card gets one of format "onnx"
         whose ``described_by`` says whether convention or the caller's options describe its input."""

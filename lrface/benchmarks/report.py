@@ -31,25 +31,35 @@ def format_columns(header: Sequence[str], lines: Sequence[Sequence[str]], left: 
     return "\n".join([written(header), "  ".join("-" * width for width in widths), *map(written, lines)])
 
 
+def _condition(row: Mapping[str, Any], side: str) -> str:
+    losses = row.get(f"{side}_losses", "")
+    return f"{row[f'{side}_size']}" + (f" {losses}" if losses else "")
+
+
 def results_table(rows: Rows) -> str:
     """Rows as one table of plain text, with a line on the pairs and images of each benchmark below.
 
-    Rows that have a key ``model`` get it as the first column. Accuracies, TAR and EER are percentages.
+    Rows that have a key ``model`` get it as the first column. Accuracies, TAR and EER are percentages. A false accept
+    rate that no benchmark has the pairs for has no column.
     """
     if not rows:
         return "no results"
     with_model = any("model" in row for row in rows)
-    rates = list(dict.fromkeys(rate for row in rows for rate in row["tar_at_far"]))
+    rates = list(
+        dict.fromkeys(rate for row in rows for rate, value in row["tar_at_far"].items() if value is not None)
+    )
     header = ["model"] if with_model else []
-    header += ["benchmark", "gallery x probe", "accuracy"]
+    header += ["benchmark", "gallery x probe", "accuracy", "95 % interval"]
     header += [f"TAR@FAR={rate}" for rate in rates] + ["EER", "AUC"]
     lines = []
     for row in rows:
         line = [str(row.get("model", "-"))] if with_model else []
+        low, high = row["accuracy_interval"]
         line += [
             str(row["benchmark"]),
-            f"{row['gallery_size']} x {row['probe_size']}",
+            f"{_condition(row, 'gallery')} x {_condition(row, 'probe')}",
             f"{row['accuracy']:.2f} +- {row['accuracy_std']:.2f}",
+            f"{low:.2f} to {high:.2f}",
         ]
         line += [_number(row["tar_at_far"].get(rate), 2) for rate in rates]
         line += [_number(row["eer"], 2), _number(row["auc"], 4)]
@@ -66,6 +76,64 @@ def results_table(rows: Rows) -> str:
         if note not in notes:
             notes.append(note)
     return "\n".join([format_columns(header, lines, left=2 if with_model else 1), *notes])
+
+
+def matrix_tables(rows: Rows) -> str:
+    """For each model and benchmark whose rows hold every gallery size against every probe size, the matrix of
+    accuracies; nothing where there is none."""
+    tables = []
+    groups: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
+    for row in rows:
+        if not (row.get("gallery_losses") or row.get("probe_losses")):
+            group = groups.setdefault((str(row.get("model", "")), str(row["benchmark"])), {})
+            group[row["gallery_size"], row["probe_size"]] = row["accuracy"]
+    for (model, name), cells in groups.items():
+        sizes = sorted({gallery for gallery, _ in cells}, reverse=True)
+        if len(sizes) < 2 or any((gallery, probe) not in cells for gallery in sizes for probe in sizes):
+            continue
+        lines = [[str(gallery), *(f"{cells[gallery, probe]:.2f}" for probe in sizes)] for gallery in sizes]
+        title = (
+            f"accuracy on {name}{f' of {model}' if model else ''}, gallery size (down) x probe size (across)"
+        )
+        tables.append(f"{title}\n{format_columns(['', *map(str, sizes)], lines)}")
+    return "\n\n".join(tables)
+
+
+def verification_text(
+    rows: Rows, areas: Mapping[str, Mapping[str, float]], comparisons: Sequence[Mapping[str, Any]]
+) -> str:
+    """Everything `lrface verify` found as plain text."""
+    single = len({row.get("model") for row in rows}) == 1
+    shown = [{key: value for key, value in row.items() if not (single and key == "model")} for row in rows]
+    parts = [results_table(shown), matrix_tables(shown)]
+    lines = [
+        f"area under the accuracy-resolution curve, {name}{'' if single else f', {model}'}: {area:.2f} %"
+        for model, by_benchmark in areas.items()
+        for name, area in by_benchmark.items()
+    ]
+    parts.append("\n".join(lines))
+    if comparisons:
+        header = [
+            "compared with the first model",
+            "benchmark",
+            "gallery x probe",
+            "difference",
+            "95 % interval",
+            "p",
+        ]
+        cells = [
+            [
+                str(row["second"]),
+                str(row["benchmark"]),
+                f"{_condition(row, 'gallery')} x {_condition(row, 'probe')}",
+                f"{row['difference']:+.2f}",
+                f"{row['interval'][0]:+.2f} to {row['interval'][1]:+.2f}",
+                f"{row['p_value']:.4f}",
+            ]
+            for row in comparisons
+        ]
+        parts.append(format_columns(header, cells, left=2))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _not_finite(value: Any, where: str) -> str | None:
@@ -133,7 +201,11 @@ def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None
     for panel, name in zip(panels, names, strict=True):
         sizes: set[int] = set()
         for number, (label, rows) in enumerate(curves.items()):
-            own = [row for row in rows if row["benchmark"] == name]
+            own = [
+                row
+                for row in rows
+                if row["benchmark"] == name and not (row.get("gallery_losses") or row.get("probe_losses"))
+            ]
             same_size = [row for row in own if row["gallery_size"] == row["probe_size"]]
             across = [row for row in own if row["gallery_size"] != row["probe_size"]]
             galleries = sorted({int(row["gallery_size"]) for row in across})

@@ -1,7 +1,7 @@
 """Face verification at several resolutions: a set of pairs, and the evaluation of an embedder on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from lrface.benchmarks.metrics import stratified_folds, verification_metrics
-from lrface.degrade.resolution import resample
+from lrface.benchmarks.cache import FeatureStore, image_hashes
+from lrface.benchmarks.conditions import Condition
+from lrface.benchmarks.metrics import resolution_area, stratified_folds, verification_metrics
 from lrface.errors import LrfaceError, UsageError
 from lrface.progress import progress as progress_bar
 
@@ -176,54 +177,78 @@ def load_benchmark(
     return load_pairs_folder(found, cache=cache, workers=workers, show_progress=show_progress)
 
 
-def _features(
+def image_features(
     embed: Embed,
-    benchmark: VerificationSet,
-    size: int,
-    flip: bool,
-    down: str,
-    up: str,
-    batch_size: int,
-    device: torch.device,
-    advance: Callable[[int], None],
+    images: NDArray[np.uint8],
+    condition: Condition,
+    *,
+    name: str,
+    flip: bool = True,
+    down: str = "nearest",
+    up: str = "bilinear",
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    store: FeatureStore | None = None,
+    hashes: NDArray[np.void] | None = None,
+    unit: bool = True,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> NDArray[np.float32]:
-    """Unit vectors float32 [n, d] of all images of the benchmark, seen at ``size``."""
+    """Features float32 [n, d] of aligned faces uint8 [n, size, size, 3] under one condition.
+
+    With ``flip`` the features of each image and of its mirror are summed. ``unit`` scales them to unit length. Known
+    features come from ``store`` (``hashes`` are those of the images), new ones go there.
+    """
+    total = len(images)
+    wanted = np.arange(total)
+    known = np.zeros(total, dtype=bool)
+    if store is not None:
+        assert hashes is not None
+        known = store.known(hashes)
+        wanted = np.flatnonzero(~known)
+        advance(total - len(wanted))
     features: NDArray[np.float32] | None = None
-    total = len(benchmark.images)
-    for start in range(0, total, batch_size):
-        crops = torch.from_numpy(benchmark.images[start : start + batch_size]).to(device)
-        images = crops.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255.0
-        if size != benchmark.size:
-            images = resample(images, size, down=down, up=up)
-        vectors = _checked_features(embed(images), len(images), benchmark, size, start)
+    for start in range(0, len(wanted), batch_size):
+        rows = wanted[start : start + batch_size]
+        crops = torch.from_numpy(images[rows]).to(device)
+        faces = crops.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255.0
+        # Noise is drawn by what the image shows, not by its place: the same image always gets the same.
+        seeds = [int(np.sum(images[row], dtype=np.int64)) for row in rows] if condition.noise else []
+        faces = condition.apply(faces, down, up, seeds)
+        where = f"{name} at {condition.size or images.shape[1]} pixels"
+        vectors = _checked_features(embed(faces), rows, total, where)
         if flip:
-            mirrored = embed(torch.flip(images, dims=(3,)))
-            vectors = vectors + _checked_features(mirrored, len(images), benchmark, size, start)
-        unit = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+            vectors = vectors + _checked_features(embed(torch.flip(faces, dims=(3,))), rows, total, where)
+        found = vectors.cpu().numpy()
         if features is None:
-            features = np.empty((total, unit.shape[1]), dtype=np.float32)
-        features[start : start + len(unit)] = unit
-        advance(len(unit))
-    assert features is not None  # a VerificationSet has at least one pair, so at least one image
-    return features
+            features = np.empty((total, found.shape[1]), dtype=np.float32)
+        features[rows] = found
+        advance(len(rows))
+    if store is not None and hashes is not None:
+        if known.any():
+            stored = store.get(hashes[known])
+            if features is None:
+                features = np.empty((total, stored.shape[1]), dtype=np.float32)
+            features[known] = stored
+        if len(wanted):
+            assert features is not None
+            store.put(hashes[wanted], features[wanted])
+    assert features is not None
+    return torch.nn.functional.normalize(torch.from_numpy(features), dim=1).numpy() if unit else features
 
 
-def _checked_features(
-    vectors: Tensor, expected: int, benchmark: VerificationSet, size: int, start: int
-) -> Tensor:
-    if vectors.ndim != 2 or len(vectors) != expected:
+def _checked_features(vectors: Tensor, rows: NDArray[np.int64], total: int, where: str) -> Tensor:
+    if vectors.ndim != 2 or len(vectors) != len(rows):
         raise LrfaceError(
-            f"benchmark {benchmark.name}: the model returned features of shape {list(vectors.shape)} for "
-            f"{expected} images; [{expected}, d] is needed"
+            f"benchmark {where}: the model returned features of shape {list(vectors.shape)} for "
+            f"{len(rows)} images; [{len(rows)}, d] is needed"
         )
     vectors = vectors.detach().float()
     finite = torch.isfinite(vectors).all(dim=1)
     if not bool(finite.all()):
-        first = start + int(torch.argmin(finite.to(torch.int8)))
+        first = int(rows[int(torch.argmin(finite.to(torch.int8)))])
         raise LrfaceError(
-            f"benchmark {benchmark.name} at {size} pixels: the model's features are not finite (first for "
-            f"image {first} of {len(benchmark.images)}); the checkpoint is broken or overflows at this "
-            "precision"
+            f"benchmark {where}: the model's features are not finite (first for image {first} of {total}); the "
+            "checkpoint is broken or overflows at this precision"
         )
     return vectors
 
@@ -234,6 +259,25 @@ def _percent(fraction: float | None) -> float | None:
 
 def _percents(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else [round(100.0 * end, 4) for end in interval]
+
+
+@dataclass
+class Evaluation:
+    """Rows of a result, and what they were computed from.
+
+    Attributes:
+        benchmark: the pairs.
+        rows: one dict a combination of conditions, see :func:`evaluate_verification`.
+        scores: cosines float64 [p] of each row.
+        right: whether each pair was judged right under the thresholds of the folds, bool [p], of each row.
+        features: unit vectors float32 [n, d] of all images, by condition.
+    """
+
+    benchmark: VerificationSet
+    rows: list[dict[str, Any]]
+    scores: list[NDArray[np.float64]]
+    right: list[NDArray[np.bool_]]
+    features: dict[Condition, NDArray[np.float32]]
 
 
 def evaluate_verification(
@@ -247,12 +291,15 @@ def evaluate_verification(
     progress: bool = True,
     cross: bool = False,
     device: torch.device | str = "cpu",
-) -> list[dict[str, Any]]:
+    matrix: bool = False,
+    degrade: Sequence[Condition] = (),
+    store: Callable[[Condition], FeatureStore] | None = None,
+) -> Evaluation:
     """Verification accuracy of an embedder with both images at each resolution, and across resolutions.
 
-    Every image is embedded once a resolution (twice with ``flip``: the features of the image and of its
-    mirror are summed). Features are then scaled to unit length and pairs are scored by cosine. The threshold
-    is chosen on all folds but one and applied to that one.
+    Every image is embedded once a condition (twice with ``flip``: the features of the image and of its mirror are
+    summed). Features are then scaled to unit length and pairs are scored by cosine. The threshold is chosen on all
+    folds but one and applied to that one.
 
     Args:
         embed: float32 [n, 3, size, size] RGB in [0, 1] -> [n, d].
@@ -265,21 +312,26 @@ def evaluate_verification(
         cross: add rows with the left image of each pair (gallery) at full size and the right one (probe) at
             each smaller resolution.
         device: where images are degraded and handed to ``embed``.
+        matrix: rows for every gallery size against every probe size.
+        degrade: further conditions; each gives a row with both images under it, and with ``cross`` one with the
+            gallery untouched.
+        store: gives the features kept from earlier calls under a condition.
 
     Returns:
-        One dict a row: ``benchmark, gallery_size, probe_size, accuracy, accuracy_std, accuracy_insightface,
-        auc, eer, tar_at_far, threshold, pairs, images, unaligned, folds, down, up, flip``. Accuracies,
-        ``eer`` and ``tar_at_far`` are percentages, ``auc`` lies between 0 and 1, ``threshold`` is a cosine
-        (the mean over folds); a figure that the pairs cannot give is None.
+        Rows with ``benchmark, gallery_size, probe_size, gallery_losses, probe_losses, accuracy, accuracy_interval,
+        accuracy_std, accuracy_insightface, auc, auc_interval, eer, eer_interval, tar_at_far, tar_interval,
+        threshold, pairs, images, unaligned, folds, down, up, flip``. Accuracies, ``eer`` and ``tar_at_far`` are
+        percentages, ``auc`` lies between 0 and 1, ``threshold`` is a cosine (the mean over folds); intervals are
+        [low, high] at 95 %. A figure that the pairs cannot give is None.
 
     Raises:
         UsageError: a resolution that is not between 1 and the size of the images.
         LrfaceError: features that are not finite or of the wrong shape.
     """
     sizes = list(dict.fromkeys(resolutions))
-    if not sizes:
+    if not sizes and not degrade:
         raise UsageError("resolutions: at least one size in pixels is needed, for example 112,56,28,14")
-    for size in sizes:
+    for size in sizes + [condition.size for condition in degrade if condition.size is not None]:
         if (
             isinstance(size, bool)
             or not isinstance(size, int | np.integer)
@@ -292,44 +344,71 @@ def evaluate_verification(
     if batch_size < 1:
         raise UsageError(f"batch_size: at least 1 is needed, got {batch_size}")
     full = benchmark.size
-    needed = sizes + ([full] if cross and full not in sizes else [])
-    combinations = [(size, size) for size in sizes]
-    if cross:
-        combinations += [(full, size) for size in sizes if size != full]
+    plain = Condition()
 
-    features: dict[int, NDArray[np.float32]] = {}
+    def at(size: int) -> Condition:
+        return plain if size == full else Condition(size=int(size))
+
+    extra = [replace(condition, size=None) if condition.size == full else condition for condition in degrade]
+    combinations = [(at(size), at(size)) for size in sizes]
+    if matrix:
+        combinations += [(at(gallery), at(probe)) for gallery in sizes for probe in sizes if gallery != probe]
+    if cross:
+        combinations += [(plain, at(size)) for size in sizes if size != full]
+    for condition in extra:
+        combinations += [(condition, condition)] + ([(plain, condition)] if cross else [])
+    combinations = list(dict.fromkeys(combinations))
+    needed = list(dict.fromkeys(condition for pair in combinations for condition in pair))
+
+    features: dict[Condition, NDArray[np.float32]] = {}
+    hashes = None if store is None else image_hashes(benchmark.images)
     total = len(needed) * len(benchmark.images)
     with (
         progress_bar(total, f"verify {benchmark.name}", unit="images", enabled=progress) as bar,
         torch.no_grad(),
     ):
-        for size in needed:
-            features[size] = _features(
-                embed, benchmark, int(size), flip, down, up, batch_size, torch.device(device), bar.advance
+        for condition in needed:
+            features[condition] = image_features(
+                embed,
+                benchmark.images,
+                condition,
+                name=benchmark.name,
+                flip=flip,
+                down=down,
+                up=up,
+                batch_size=batch_size,
+                device=device,
+                store=None if store is None else store(condition),
+                hashes=hashes,
+                advance=bar.advance,
             )
 
-    rows = []
+    found = Evaluation(benchmark, [], [], [], features)
     for gallery, probe in combinations:
         left, right = features[gallery][benchmark.left], features[probe][benchmark.right]
         # float64 sums: two equal images then score exactly alike wherever they stand
         scores = np.einsum("pd,pd->p", left, right, dtype=np.float64)
         figures = verification_metrics(scores, benchmark.same, benchmark.folds)
-        rows.append(
+        found.scores.append(scores)
+        found.right.append(figures.right)
+        found.rows.append(
             {
                 "benchmark": benchmark.name,
-                "gallery_size": int(gallery),
-                "probe_size": int(probe),
+                "gallery_size": int(gallery.size or full),
+                "probe_size": int(probe.size or full),
+                "gallery_losses": gallery.losses,
+                "probe_losses": probe.losses,
                 "accuracy": _percent(figures.accuracy),
                 "accuracy_interval": _percents(figures.accuracy_interval),
                 "accuracy_std": _percent(figures.accuracy_std),
                 "accuracy_insightface": _percent(figures.accuracy_insightface),
                 "auc": None if figures.auc is None else round(figures.auc, 6),
-                "eer": _percent(figures.eer),
-                "tar_at_far": {rate: _percent(value) for rate, value in figures.tar_at_far.items()},
                 "auc_interval": None
                 if figures.auc_interval is None
                 else [round(end, 6) for end in figures.auc_interval],
+                "eer": _percent(figures.eer),
                 "eer_interval": _percents(figures.eer_interval),
+                "tar_at_far": {rate: _percent(value) for rate, value in figures.tar_at_far.items()},
                 "tar_interval": {rate: _percents(value) for rate, value in figures.tar_interval.items()},
                 "threshold": round(figures.threshold, 6),
                 "pairs": len(benchmark),
@@ -341,4 +420,15 @@ def evaluate_verification(
                 "flip": flip,
             }
         )
-    return rows
+    return found
+
+
+def resolution_areas(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Area under the accuracy-resolution curve of each benchmark in percent, over same-size rows without other
+    losses; see :func:`lrface.benchmarks.metrics.resolution_area`."""
+    curves: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["gallery_size"] == row["probe_size"] and not (row["gallery_losses"] or row["probe_losses"]):
+            curves.setdefault(row["benchmark"], {})[row["probe_size"]] = row["accuracy"]
+    areas = {name: resolution_area(curve) for name, curve in curves.items()}
+    return {name: round(area, 4) for name, area in areas.items() if area is not None}

@@ -206,7 +206,7 @@ def test_a_photograph_without_a_face_keeps_its_pairs(tmp_path):
     assert grey.min() == grey.max()
     rows = evaluate_verification(
         lambda images: images.flatten(1)[:, ::997] - 0.5, benchmark, (112,), progress=False
-    )
+    ).rows
     assert rows[0]["unaligned"] == 1 and rows[0]["pairs"] == 8
 
 
@@ -316,7 +316,7 @@ def test_the_oracle_scores_on_lfw_what_is_published(shared, tmp_path_factory):
     cache = os.environ.get("LRFACE_CACHE") or tmp_path_factory.mktemp("cache")
     benchmark = load_benchmark("lfw", data=shared / "data", cache=cache)
     assert benchmark.unaligned <= 1
-    rows = evaluate_verification(embed, benchmark)
+    rows = evaluate_verification(embed, benchmark).rows
     expected = {112: (99.42, 0.15), 56: (99.08, 0.2), 28: (94.5, 0.6), 14: (76.9, 0.8)}
     for row in rows:
         value, tolerance = expected[row["probe_size"]]

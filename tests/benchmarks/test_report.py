@@ -3,7 +3,15 @@ import json
 import pytest
 from PIL import Image
 
-from lrface.benchmarks.report import format_columns, plot_results, results_json, results_table, write_results
+from lrface.benchmarks.report import (
+    format_columns,
+    matrix_tables,
+    plot_results,
+    results_json,
+    results_table,
+    verification_text,
+    write_results,
+)
 from lrface.errors import LrfaceError, UsageError
 
 
@@ -12,7 +20,10 @@ def row(gallery: int, probe: int, accuracy: float, **changes) -> dict:
         "benchmark": "lfw",
         "gallery_size": gallery,
         "probe_size": probe,
+        "gallery_losses": "",
+        "probe_losses": "",
         "accuracy": accuracy,
+        "accuracy_interval": [accuracy - 0.3, accuracy + 0.2],
         "accuracy_std": 0.351,
         "accuracy_insightface": accuracy,
         "auc": 0.99876,
@@ -35,9 +46,10 @@ ROWS = [row(112, 112, 99.4166), row(14, 14, 76.86), row(112, 14, 77.3)]
 def test_the_table_shows_every_row_in_columns():
     lines = results_table(ROWS).splitlines()
     assert len(lines) == 6
-    assert lines[0].split() == "benchmark gallery x probe accuracy TAR@FAR=1e-1 TAR@FAR=1e-3 EER AUC".split()
-    assert "112 x 112  99.42 +- 0.35" in lines[2] and lines[2].endswith("99.90             -  1.25  0.9988")
-    assert "112 x 14  77.30 +- 0.35" in lines[4]
+    # no benchmark has the pairs for 1e-3
+    assert lines[0].split() == "benchmark gallery x probe accuracy 95 % interval TAR@FAR=1e-1 EER AUC".split()
+    assert "112 x 112  99.42 +- 0.35  99.12 to 99.62" in lines[2] and lines[2].endswith("99.90  1.25  0.9988")
+    assert "112 x 14  77.30 +- 0.35  77.00 to 77.50" in lines[4]
     assert len({len(line) for line in lines[:5]}) == 1
     assert lines[5].startswith(
         "lfw: 6000 pairs of 7701 images, 10 folds, nearest down and bilinear up, with flip"
@@ -51,6 +63,28 @@ def test_the_table_has_a_column_for_models():
         [row(112, 112, 99.0, model="naive"), row(112, 112, 99.4, model="qualnet")]
     ).splitlines()
     assert lines[0].startswith("model") and lines[2].startswith("naive ") and lines[3].startswith("qualnet ")
+
+
+def test_matrix_areas_and_comparisons_are_written_out():
+    rows = [row(g, p, 100.0 - (224 - g - p) / 10, model="a") for g in (112, 14) for p in (112, 14)]
+    rows.append(row(112, 112, 80.0, model="a", gallery_losses="jpeg=5", probe_losses="jpeg=5"))
+    compared = {
+        "benchmark": "lfw",
+        "gallery_size": 112,
+        "probe_size": 14,
+        "gallery_losses": "",
+        "probe_losses": "jpeg=5",
+        "first": "a",
+        "second": "b",
+        "difference": -1.25,
+        "interval": [-2.0, -0.5],
+        "p_value": 0.0004,
+    }
+    text = " ".join(verification_text(rows, {"a": {"lfw": 91.5}}, [compared]).split())
+    assert "112 jpeg=5 x 112 jpeg=5 80.00" in text
+    assert matrix_tables(rows).splitlines()[-2:] == ["112  100.00  90.20", "14    90.20  80.40"]
+    assert "area under the accuracy-resolution curve, lfw: 91.50 %" in text
+    assert "112 x 14 jpeg=5 -1.25 -2.00 to -0.50 0.0004" in text
 
 
 def test_columns_are_aligned():

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from lrface.benchmarks.cache import FeatureStore
+from lrface.benchmarks.conditions import Condition
 from lrface.benchmarks.metrics import contiguous_folds, fold_accuracy
 from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
+from lrface.degrade.ops import jpeg
 from lrface.degrade.resolution import resample
 from lrface.errors import LrfaceError, UsageError
 
@@ -13,12 +16,18 @@ ROW_KEYS = {
     "benchmark",
     "gallery_size",
     "probe_size",
+    "gallery_losses",
+    "probe_losses",
     "accuracy",
+    "accuracy_interval",
     "accuracy_std",
     "accuracy_insightface",
     "auc",
+    "auc_interval",
     "eer",
+    "eer_interval",
     "tar_at_far",
+    "tar_interval",
     "threshold",
     "pairs",
     "images",
@@ -76,7 +85,7 @@ def test_rows_equal_the_protocol_written_out(flip):
     benchmark, weight = noise_set(), projection()
     rows = evaluate_verification(
         embedder(weight), benchmark, (112, 28), flip=flip, cross=True, batch_size=7, progress=False
-    )
+    ).rows
     assert [(row["gallery_size"], row["probe_size"]) for row in rows] == [(112, 112), (28, 28), (112, 28)]
     for row in rows:
         expected = by_hand(benchmark, weight, row["gallery_size"], row["probe_size"], flip)
@@ -84,15 +93,15 @@ def test_rows_equal_the_protocol_written_out(flip):
         assert set(row) == ROW_KEYS
         assert row["pairs"] == 40 and row["images"] == 40 and row["folds"] == 10
         assert (row["down"], row["up"], row["flip"]) == ("nearest", "bilinear", flip)
-        assert set(row["tar_at_far"]) == {"1e-1", "1e-2", "1e-3"}
+        assert set(row["tar_at_far"]) == {f"1e-{k}" for k in range(1, 7)}
         assert row["tar_at_far"]["1e-3"] is None and row["tar_at_far"]["1e-1"] is not None
     assert rows[0]["accuracy"] > 90 and rows[0]["auc"] > 0.95
 
 
 def test_batch_size_does_not_matter():
     benchmark, weight = noise_set(6), projection()
-    first = evaluate_verification(embedder(weight), benchmark, (112, 14), batch_size=1, progress=False)
-    second = evaluate_verification(embedder(weight), benchmark, (112, 14), batch_size=64, progress=False)
+    first = evaluate_verification(embedder(weight), benchmark, (112, 14), batch_size=1, progress=False).rows
+    second = evaluate_verification(embedder(weight), benchmark, (112, 14), batch_size=64, progress=False).rows
     for one, other in zip(first, second, strict=True):
         for key in ("accuracy", "threshold", "auc", "eer"):
             assert one[key] == pytest.approx(other[key], abs=1e-4)
@@ -125,8 +134,8 @@ def test_flip_adds_the_features_of_the_mirror():
     benchmark = VerificationSet("mirrors", images, [0, 0, 2, 2], [1, 2, 3, 0], [1, 0, 1, 0], [0, 0, 1, 1])
     weight = projection(64, 112)
     weight.view(3, 112, 112, 64)[:, :, 56:] = 0
-    with_flip = evaluate_verification(embedder(weight), benchmark, (112,), flip=True, progress=False)[0]
-    without = evaluate_verification(embedder(weight), benchmark, (112,), flip=False, progress=False)[0]
+    with_flip = evaluate_verification(embedder(weight), benchmark, (112,), flip=True, progress=False).rows[0]
+    without = evaluate_verification(embedder(weight), benchmark, (112,), flip=False, progress=False).rows[0]
     assert with_flip["accuracy"] == 100.0 and with_flip["auc"] == 1.0
     assert without["auc"] < 1.0
 
@@ -147,10 +156,10 @@ def test_colours_arrive_as_red_green_blue():
 
 def test_kernels_are_passed_on():
     benchmark, weight = noise_set(8), projection()
-    nearest = evaluate_verification(embedder(weight), benchmark, (28,), progress=False)[0]
+    nearest = evaluate_verification(embedder(weight), benchmark, (28,), progress=False).rows[0]
     area = evaluate_verification(
         embedder(weight), benchmark, (28,), down="area", up="bicubic", progress=False
-    )[0]
+    ).rows[0]
     assert (area["down"], area["up"]) == ("area", "bicubic")
     assert nearest["threshold"] != area["threshold"]
     with pytest.raises(UsageError, match="down"):
@@ -159,7 +168,7 @@ def test_kernels_are_passed_on():
 
 def test_cross_rows_without_the_full_size_among_the_resolutions():
     benchmark, weight = noise_set(6), projection()
-    rows = evaluate_verification(embedder(weight), benchmark, (56,), cross=True, progress=False)
+    rows = evaluate_verification(embedder(weight), benchmark, (56,), cross=True, progress=False).rows
     assert [(row["gallery_size"], row["probe_size"]) for row in rows] == [(56, 56), (112, 56)]
     assert rows[1]["accuracy"] == pytest.approx(by_hand(benchmark, weight, 112, 56, True), abs=1e-3)
 
@@ -196,7 +205,7 @@ def test_resolutions_are_checked_before_anything_is_embedded(bad):
 
 
 def test_repeated_resolutions_give_one_row():
-    rows = evaluate_verification(embedder(projection()), noise_set(4), (112, 112), progress=False)
+    rows = evaluate_verification(embedder(projection()), noise_set(4), (112, 112), progress=False).rows
     assert len(rows) == 1
 
 
@@ -269,7 +278,79 @@ def test_progress_goes_to_standard_error_only(capsys):
 
 def test_load_benchmark_reads_the_real_pack(shared):
     benchmark = load_benchmark(shared / "data/formats/small_lfw.bin")
-    rows = evaluate_verification(embedder(projection()), benchmark, (112, 14), progress=False)
+    rows = evaluate_verification(embedder(projection()), benchmark, (112, 14), progress=False).rows
     # all pairs of this little pack are same pairs
     assert rows[0]["auc"] is None and rows[0]["eer"] is None and rows[0]["accuracy"] <= 100
     assert all(value is None for value in rows[0]["tar_at_far"].values())
+
+
+def test_the_matrix_has_every_gallery_size_against_every_probe_size():
+    benchmark, weight = noise_set(6), projection()
+    rows = evaluate_verification(embedder(weight), benchmark, (112, 28, 14), matrix=True, progress=False).rows
+    sizes = [(row["gallery_size"], row["probe_size"]) for row in rows]
+    assert sorted(sizes) == sorted((g, p) for g in (112, 28, 14) for p in (112, 28, 14))
+    for row in rows:
+        expected = by_hand(benchmark, weight, row["gallery_size"], row["probe_size"], flip=True)
+        assert row["accuracy"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_further_conditions_get_rows_of_their_own():
+    benchmark, weight = noise_set(6), projection()
+    degrade = [Condition.parse("jpeg=10"), Condition.parse("size=28,noise=20")]
+    seen = []
+
+    def embed(images):
+        seen.append(images.clone())
+        return embedder(weight)(images)
+
+    found = evaluate_verification(
+        embed, benchmark, (112,), flip=False, cross=True, degrade=degrade, batch_size=64, progress=False
+    )
+    rows = [(r["gallery_size"], r["gallery_losses"], r["probe_size"], r["probe_losses"]) for r in found.rows]
+    assert rows == [
+        (112, "", 112, ""),
+        (112, "jpeg=10", 112, "jpeg=10"),
+        (112, "", 112, "jpeg=10"),
+        (28, "noise=20", 28, "noise=20"),
+        (112, "", 28, "noise=20"),
+    ]
+    assert len(seen) == 3  # every condition is embedded once
+    torch.testing.assert_close(seen[1], jpeg(seen[0], 10))
+    again = evaluate_verification(
+        embedder(weight), benchmark, (), flip=False, degrade=degrade, batch_size=5, progress=False
+    )
+    assert again.rows[1]["accuracy"] == found.rows[3]["accuracy"]  # noise does not depend on the batch
+
+
+def test_kept_features_are_used_and_are_the_same(tmp_path):
+    benchmark, weight = noise_set(6), projection()
+    calls = []
+
+    def embed(images):
+        calls.append(len(images))
+        return embedder(weight)(images)
+
+    def run(images=None):
+        if images is not None:
+            benchmark.images = images
+        return evaluate_verification(
+            embed,
+            benchmark,
+            (112, 14),
+            progress=False,
+            store=lambda condition: FeatureStore(tmp_path, "model", {"condition": str(condition)}),
+        ).rows
+
+    first = run()
+    computed = sum(calls)
+    calls.clear()
+    assert run() == first and not calls
+    changed = benchmark.images.copy()
+    changed[3] = 255 - changed[3]
+    run(changed)
+    assert sum(calls) == computed // len(changed)  # one image, both sizes, both mirror sides
+    for path in tmp_path.rglob("*.npz"):
+        path.write_bytes(path.read_bytes()[:50])
+    calls.clear()
+    run()
+    assert sum(calls) == computed  # damaged files are computed again

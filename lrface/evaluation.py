@@ -1,0 +1,138 @@
+"""Models on benchmarks: what `lrface verify` does. Above embed and benchmarks, below the command line."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrface.benchmarks.cache import FeatureStore
+from lrface.benchmarks.conditions import Condition
+from lrface.benchmarks.locate import cache_root
+from lrface.benchmarks.metrics import paired_bootstrap
+from lrface.benchmarks.verification import (
+    RESOLUTIONS,
+    Evaluation,
+    evaluate_verification,
+    load_benchmark,
+    resolution_areas,
+)
+from lrface.embed import FaceEmbedder, load_embedder
+
+
+@dataclass
+class VerificationRun:
+    """Several models on several benchmarks.
+
+    Attributes:
+        rows: the rows of all evaluations, with ``model`` and ``model_sha256``.
+        areas: area under the accuracy-resolution curve, percent: model -> benchmark -> area.
+        comparisons: every further model against the first, row by row: ``benchmark, gallery_size, probe_size,
+            gallery_losses, probe_losses, first, second, difference`` (accuracy points), ``interval`` (95 %, paired
+            bootstrap) and ``p_value``.
+        evaluations: (model, benchmark) -> what the rows were computed from.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    areas: dict[str, dict[str, float]] = field(default_factory=dict)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {"results": self.rows, "resolution_areas": self.areas, "comparisons": self.comparisons}
+
+
+def feature_stores(
+    embedder: FaceEmbedder, cache: str | Path | None, **preparation: Any
+) -> Callable[[Condition], FeatureStore]:
+    """The stores of one model: one for each condition. ``preparation`` is what else its features depend on."""
+    card = {key: value for key, value in embedder.card.items() if key != "thresholds"}
+    known = {"card": card, "precision": embedder.precision, **preparation}
+    root = cache_root(cache) / "features"
+
+    def store(condition: Condition) -> FeatureStore:
+        return FeatureStore(root, embedder.model_sha256, {**known, "condition": asdict(condition)})
+
+    return store
+
+
+def verify_models(
+    models: Sequence[str],
+    benchmarks: Sequence[str],
+    resolutions: Sequence[int] = RESOLUTIONS,
+    *,
+    data: str | Path | None = None,
+    pairs: str | Path | None = None,
+    cache: str | Path | None = None,
+    keep_features: bool = True,
+    device: str = "auto",
+    precision: str = "float32",
+    flip: bool = True,
+    down: str = "nearest",
+    up: str = "bilinear",
+    batch_size: int = 64,
+    workers: int | None = None,
+    cross: bool = False,
+    matrix: bool = False,
+    degrade: Sequence[Condition] = (),
+    show_progress: bool = True,
+) -> VerificationRun:
+    """Evaluate every model on every benchmark. See :func:`lrface.benchmarks.verification.evaluate_verification`.
+
+    ``keep_features`` keeps features below the cache folder by the content of model, preparation and image, so that
+    the same call is instant the second time.
+    """
+    embedders = {
+        path: load_embedder(path, device=device, precision=precision) for path in dict.fromkeys(models)
+    }
+    run = VerificationRun()
+    for name in benchmarks:
+        pairs_set = load_benchmark(
+            name, data=data, pairs=pairs, cache=cache, workers=workers, show_progress=show_progress
+        )
+        for path, embedder in embedders.items():
+            found = evaluate_verification(
+                embedder.embed_tensor,
+                pairs_set,
+                resolutions,
+                flip=flip,
+                down=down,
+                up=up,
+                batch_size=batch_size,
+                progress=show_progress,
+                cross=cross,
+                matrix=matrix,
+                degrade=degrade,
+                store=feature_stores(embedder, cache, flip=flip, down=down, up=up) if keep_features else None,
+            )
+            run.evaluations[path, pairs_set.name] = found
+            model = {"model": path, "model_sha256": embedder.model_sha256}
+            run.rows += [{**model, **row} for row in found.rows]
+            run.areas.setdefault(path, {}).update(resolution_areas(found.rows))
+        first, *others = embedders
+        run.comparisons += [
+            row
+            for other in others
+            for row in _compared(
+                first, run.evaluations[first, pairs_set.name], other, run.evaluations[other, pairs_set.name]
+            )
+        ]
+    return run
+
+
+def _compared(first: str, a: Evaluation, second: str, b: Evaluation) -> list[dict[str, Any]]:
+    rows = []
+    for row, right_first, right_second in zip(a.rows, a.right, b.right, strict=True):
+        found = paired_bootstrap(right_first, right_second)
+        kept = ("benchmark", "gallery_size", "probe_size", "gallery_losses", "probe_losses")
+        rows.append(
+            {
+                **{key: row[key] for key in kept},
+                "first": first,
+                "second": second,
+                "difference": round(100 * found.difference, 4),
+                "interval": [round(100 * end, 4) for end in found.interval],
+                "p_value": found.p_value,
+            }
+        )
+    return rows
