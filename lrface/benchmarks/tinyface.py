@@ -73,10 +73,14 @@ class TinyFace:
         ]
         if self.unlisted:
             found.append(f"{self.unlisted:,} images of {PROBE} and {GALLERY_MATCH} are in no list")
-        unmatched = int((~np.isin(self.probe_ids, self.gallery_ids)).sum())
-        if unmatched:
-            found.append(f"{unmatched:,} probes are of nobody in the gallery")
+        if self.unmatched:
+            found.append(f"{self.unmatched:,} probes are of nobody in the gallery")
         return found
+
+    @property
+    def unmatched(self) -> int:
+        """How many probes are of nobody in the gallery; none in the official set."""
+        return int((~np.isin(self.probe_ids, self.gallery_ids)).sum())
 
 
 def find_tinyface(data: str | Path | None = None) -> Path:

@@ -14,6 +14,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from lrface.data.folder import SUFFIXES
 from lrface.errors import LrfaceError
@@ -21,15 +25,17 @@ from lrface.files import explain
 from lrface.progress import progress
 
 _CHUNK = 2**20
+_QUICK_TO_READ = 64 * 2**20
 
 
 class Preparation:
     """One run of a script: what it found in ``source``, and what is to be put under ``out``."""
 
-    def __init__(self, source: str | Path, out: str | Path, copy: bool = False):
+    def __init__(self, source: str | Path, out: str | Path, copy: bool = False, strict: bool = False):
         self.source = Path(source).expanduser()
         self.out = Path(out).expanduser()
         self.copy = copy
+        self.strict = strict
         self.facts: list[str] = []
         self.deviations: list[str] = []
         self.problems: list[str] = []
@@ -69,8 +75,8 @@ class Preparation:
 
     def md5(self, file: Path, expected: str) -> None:
         """Compare a file with its published MD5; a difference is a deviation. A file that is not there is passed
-        over."""
-        if file.is_file():
+        over, and a large one without ``--strict``."""
+        if file.is_file() and (self.strict or file.stat().st_size <= _QUICK_TO_READ):
             digest = hashlib.md5(usedforsecurity=False)
             with (
                 open(file, "rb") as stream,
@@ -83,6 +89,20 @@ class Preparation:
             self.facts.append(f"{file.name}: MD5 {found}" + (" (as published)" if found == expected else ""))
             if found != expected:
                 self.deviations.append(f"{file}: MD5 {found}; {expected} was published")
+
+    def array(self, file: Path, shape: tuple[int, ...], kind: DTypeLike = None) -> NDArray[Any] | None:
+        """A .npy file, mapped; None, and a problem, when it cannot be read or is not of this shape and type (without
+        ``kind``: any of whole numbers). Nothing is unpickled."""
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            self.problem(f"{file}: cannot be read as an array: {error}")
+            return None
+        of_kind = array.dtype == np.dtype(kind) if kind is not None else array.dtype.kind in "iu"
+        if array.shape != shape or not of_kind:
+            self.problem(f"{file}: {list(shape)} is expected, found {list(array.shape)} of {array.dtype}")
+            return None
+        return np.asarray(array)
 
     def place(self, path: Path, target: str) -> None:
         """Have a file or folder linked (or copied) to ``target`` below the out folder, when all checks are done."""
@@ -98,7 +118,9 @@ class Preparation:
             if target.exists() and target.resolve() == path.resolve():
                 continue
             if target.is_symlink() or target.exists():
-                raise LrfaceError(f"{target} exists already and is something else; move it away, or choose another OUT")
+                raise LrfaceError(
+                    f"{target} exists already and is something else; move it away, or choose another OUT"
+                )
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if not self.copy:
@@ -149,30 +171,34 @@ def main(
     parser.add_argument("--check", action="store_true", help="only check; put nothing in place")
     parser.add_argument("--copy", action="store_true", help="copy; without it, links to SRC are made")
     parser.add_argument(
-        "--strict", action="store_true", help="fail on any count or checksum other than the published one"
+        "--strict",
+        action="store_true",
+        help="fail on any count or checksum other than the published one; large files are hashed too",
     )
     options = parser.parse_args(arguments)
     out = options.out or os.environ.get("LRFACE_DATA") or "~/.cache/lrface"
-    job = Preparation(options.source, out, copy=options.copy)
+    job = Preparation(options.source, out, copy=options.copy, strict=options.strict)
     try:
         if not job.source.is_dir():
-            raise LrfaceError(f"{job.source}: no such folder; unpack what you downloaded, and name the folder")
+            raise LrfaceError(
+                f"{job.source}: no such folder; unpack what you downloaded, and name the folder"
+            )
         prepare(job)
     except LrfaceError as error:
         job.problem(str(error))
     failed = bool(job.problems or (options.strict and job.deviations))
-    if not failed and not options.check:
-        try:
-            job.put_in_place()
-        except LrfaceError as error:
-            job.problem(str(error))
-            failed = True
     print(job.summary())
     if failed:
-        print("nothing was put in place", file=sys.stderr)
+        print("error: not in order, see above; nothing was put in place", file=sys.stderr)
         return 1
-    if not options.check:
-        print(f"in place under {job.out}" + (f"; next:\n  {job.next_command}" if job.next_command else ""))
+    if options.check:
+        return 0
+    try:
+        job.put_in_place()
+    except LrfaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"in place under {job.out}" + (f"; next:\n  {job.next_command}" if job.next_command else ""))
     return 0
 
 
@@ -190,7 +216,8 @@ def count_entries(folders: Iterable[Path], description: str, total: int | None =
         for folder in folders:
             with os.scandir(folder) as entries:
                 count += sum(
-                    entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") for entry in entries
+                    entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+                    for entry in entries
                 )
             bar.advance()
     return count
@@ -204,7 +231,9 @@ def folders_in(folder: Path) -> list[Path]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            names = sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            )
     except OSError as error:
         raise LrfaceError(f"{folder}: cannot be listed: {error.strerror or error}") from error
     return [folder / name for name in names]
