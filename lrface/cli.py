@@ -241,6 +241,58 @@ def align(
 
 
 @app.command()
+def pack(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="Training data of any format: a folder of crops, train.rec, Parquet, Arrow, tar shards, a carray.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not be there yet.")],
+    to: Annotated[
+        str, typer.Option("--to", help="arrow (lrface's own), rec, bcolz, memfile, parquet or webdataset.")
+    ] = "arrow",
+    size: Annotated[
+        int | None, typer.Option("--size", help="Resize images of another size to this side in pixels.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Convert aligned faces from any format into one that trains fast, or into one of another tool.
+
+    Image files are kept byte for byte; labels, names and order too. Broken images are left out and listed. OUT
+    appears when it is whole; an interrupted run leaves nothing that looks like data.
+    """
+    with errors_for_users():
+        from lrface.data import convert
+
+        summary = convert.pack(source, out, to=to, size=size)
+        print_json(summary.to_dict()) if json_output else print(summary)
+
+
+@app.command()
+def unpack(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Training data of any format.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Folder to write OUT/IDENTITY/IMAGE to; it must not be there yet."
+        ),
+    ],
+    json_output: Json = False,
+) -> None:
+    """Convert aligned faces from any format into a folder of identity folders.
+
+    Image files are kept byte for byte; pixels of formats that hold no files become PNG.
+    """
+    with errors_for_users():
+        from lrface.data import convert
+
+        summary = convert.unpack(source, out)
+        print_json(summary.to_dict()) if json_output else print(summary)
+
+
+@app.command()
 def verify(
     model: Annotated[
         list[str],
@@ -407,6 +459,229 @@ def compare(
         print_json({**asdict(found), "calibrated": found.calibrated}) if json_output else print(
             found.statement
         )
+
+
+data_app = typer.Typer(
+    help="Look into data: what it is, whether it is sound, what it shares with a benchmark, held-out identities.",
+    no_args_is_help=True,
+)
+app.add_typer(data_app, name="data")
+
+Workers = Annotated[int | None, typer.Option("--workers", help="Processes that decode; default: one a core.")]
+
+
+@data_app.command(name="info")
+def data_info(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Data of any format, or a benchmark's name, folder or .bin.")
+    ],
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Draw a contact sheet: FILE.png, a row an identity.")
+    ] = None,
+    data: DataRoot = None,
+    json_output: Json = False,
+) -> None:
+    """What a data set or a benchmark is: format, counts, images an identity, sizes, encoding, colours, pairs.
+
+    Headers of all images are read, of 20,000 evenly spread where there are more; 300 images are decoded to see
+    whether red and blue are where they should be.
+    """
+    with errors_for_users():
+        from lrface.benchmarks.images import describe
+        from lrface.data.info import draw_source
+        from lrface.data.sheet import check_sheet_path
+
+        if sheet is not None:
+            check_sheet_path(sheet)
+        info, source = describe(path, data)
+        if sheet is not None:
+            draw_source(source, info, sheet)
+            say(f"contact sheet: {sheet}")
+        print_json(info.to_dict()) if json_output else print(info)
+
+
+@data_app.command(name="check")
+def data_check(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Data of any format, or a benchmark's name, folder or .bin.")
+    ],
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write every finding to FILE.csv with identity and image.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Also compare faces: a run of `lrface train`, .safetensors or .onnx file."
+        ),
+    ] = None,
+    near_duplicate: Annotated[
+        float,
+        typer.Option(
+            "--near-duplicate",
+            help="With --model: cosine from which on images of an identity are one photograph.",
+        ),
+    ] = 0.95,
+    label_noise: Annotated[
+        float,
+        typer.Option(
+            "--label-noise",
+            help="With --model: cosine from which on images of two identities show one person.",
+        ),
+    ] = 0.7,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
+    data: DataRoot = None,
+    json_output: Json = False,
+) -> None:
+    """Decode every image and list what is wrong. Exit code 1 when an image does not decode whole or labels have gaps.
+
+    Also listed: copies by content (same file, same pixels), identities with one image, other sizes than most,
+    images of one colour; with --model near duplicates, and images that look like another identity's (probably
+    under the wrong name, or no faces). Every image is compared with every other, exactly.
+    """
+    with errors_for_users():
+        from lrface.benchmarks.images import open_images
+        from lrface.data.check import check_data
+
+        embedder = None
+        if model is not None:
+            from lrface.embed import load_embedder
+            from lrface.neighbours import alike_findings, check_thresholds, embed_source
+
+            check_thresholds(near_duplicate, label_noise)
+            embedder = load_embedder(model, device=device)
+        images = open_images(path, data)
+        found = check_data(images.source, images.name, workers)
+        if embedder is not None:
+            vectors = embed_source(images.source, embedder, batch_size)
+            found.findings += alike_findings(images.source, vectors, near_duplicate, label_noise, device)
+        if report is not None:
+            found.write(report, images.source)
+        print_json(found.to_dict()) if json_output else print(found)
+        if report is not None:
+            say(f"findings: {report}")
+        if not found.sound:
+            raise typer.Exit(1)
+
+
+@data_app.command(name="overlap")
+def data_overlap(
+    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Training data of any format.")],
+    test: Annotated[
+        str, typer.Argument(metavar="TEST", help="A benchmark's name, folder or .bin, or data of any format.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Also compare faces: a run of `lrface train`, .safetensors or .onnx file."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="List of training identities to leave out, FILE.csv (lrface data split --drop)."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write all evidence, image by image, to FILE.csv.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Draw the surest identity pairs side by side: FILE.png.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            help="Cosine from which on two images may show one person; default: found on TEST's own strangers, see --far.",
+        ),
+    ] = None,
+    false_accept_rate: Annotated[
+        float,
+        typer.Option("--far", help="Share of TEST's pairs of strangers that reaches the default threshold."),
+    ] = 1e-5,
+    same_photograph: Annotated[
+        float, typer.Option("--same-photograph", help="Cosine from which on two images are one photograph.")
+    ] = 0.95,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
+    data: DataRoot = None,
+    json_output: Json = False,
+) -> None:
+    """Which identities and images of a training set are in a benchmark: by name, by content, by embedding.
+
+    Names are compared without case, accents, spaces and punctuation; contents by image file and by decoded
+    pixels. With --model, two identities are one person when at least half of their image pairs reach the
+    threshold; one similar pair is not enough, since training sets have wrong labels and strangers look alike.
+    The threshold is the cosine that a share --far of the benchmark's own pairs of different people reaches (by
+    their mean and deviation where they are too few).
+    """
+    with errors_for_users():
+        from lrface.benchmarks.images import open_images
+        from lrface.data.sheet import check_sheet_path
+        from lrface.overlap import find_overlap
+
+        if sheet is not None:
+            check_sheet_path(sheet)
+        embedder = None
+        if model is not None:
+            from lrface.embed import load_embedder
+
+            embedder = load_embedder(model, device=device)
+        found = find_overlap(
+            open_images(train, data),
+            open_images(test, data, aligned=embedder is not None),
+            embedder,
+            threshold=threshold,
+            false_accept_rate=false_accept_rate,
+            same_photograph=same_photograph,
+            workers=workers,
+            batch_size=batch_size,
+            device=device,
+        )
+        for file, write in ((report, found.write_leaks), (out, found.write_drop_list), (sheet, found.draw)):
+            if file is not None:
+                write(file)
+                say(f"written: {file}")
+        print_json(found.to_dict()) if json_output else print(found)
+
+
+@data_app.command(name="split")
+def data_split(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Training data of any format.")],
+    out_train: Annotated[
+        Path, typer.Argument(metavar="OUT_TRAIN", help="Folder for the packed training part.")
+    ],
+    out_held_out: Annotated[
+        Path, typer.Argument(metavar="OUT_HELD_OUT", help="Folder for the packed held-out part.")
+    ],
+    held_out: Annotated[
+        str, typer.Option("--held-out", help="Identities to hold out: a share below 1, or a number.")
+    ] = "0.1",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which identities are held out.")] = 0,
+    drop: Annotated[
+        Path | None,
+        typer.Option(
+            "--drop",
+            help="Identities for neither part: what `lrface data overlap --out` wrote, or one a line.",
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Split training data by identity into two packed parts, of which `lrface train` takes either.
+
+    Image files are copied as they are; labels are numbered anew without gaps, names stay. The same data and seed
+    hold out the same people, whatever the format.
+    """
+    with errors_for_users():
+        from lrface.data.source import open_source
+        from lrface.data.split import parse_held_out, read_drop_list, split_source
+
+        share = parse_held_out(held_out)
+        dropped = [] if drop is None else read_drop_list(drop)
+        summary = split_source(open_source(path), str(path), out_train, out_held_out, share, seed, dropped)
+        print_json(summary.to_dict()) if json_output else print(summary)
 
 
 @app.command()
