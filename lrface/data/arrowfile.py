@@ -22,7 +22,7 @@ ARROW_ERRORS = (OSError, pa.ArrowException, MemoryError, ValueError, TypeError, 
 def open_batches(path: str | Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     """The schema and batches of an Arrow IPC file or stream, mapped into memory.
 
-    The batches' types and lengths are checked, their values are not: use :class:`BinaryColumn` or :func:`checked`.
+    Lengths of columns and buffers are checked, values are not: use :class:`BinaryColumn` or :func:`checked`.
 
     Raises:
         LrfaceError: no Arrow file, damaged, cut off, compressed, or with dictionary columns.
@@ -65,7 +65,9 @@ def _read_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
             raise ValueError(f"a message of the kind {message.type!r}, which is not read in place")
         if _is_compressed(memoryview(message.metadata)):
             raise ValueError("its columns are compressed; write it without compression to read it in place")
-        batches.append(pa.ipc.read_record_batch(message, schema))
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate()
+        batches.append(batch)
 
 
 def _is_compressed(metadata: memoryview) -> bool:

@@ -60,7 +60,7 @@ def open_source(path: str | Path) -> FaceSource:
     Raises:
         LrfaceError: the path does not exist or holds none of these.
     """
-    from lrface.data import recordio
+    from lrface.data import carray, recordio, tables, webdataset
 
     path = Path(path)
     if not path.exists():
@@ -71,6 +71,12 @@ def open_source(path: str | Path) -> FaceSource:
         return PackedSource(path)
     if recordio.find_record_file(path) is not None:
         return recordio.RecordIOSource(path)
+    if carray.is_carray(path):
+        return carray.CarraySource(path)
+    if tables.find_tables(path):
+        return tables.TableSource(path)
+    if webdataset.find_shards(path):
+        return webdataset.WebDatasetSource(path)
     if not path.is_dir():
         raise LrfaceError(f"{path}: a file of no known format; training data is {LAYOUTS}")
     from lrface.data.folder import FolderSource
