@@ -85,9 +85,7 @@ def test_a_broken_image_is_named(tmp_path, content):
     (tmp_path / "a" / "2.jpg").write_bytes(content)
     source = FolderSource(tmp_path)
     source.image(0)
-    with pytest.raises(
-        LrfaceError, match="a/2.jpg is not a readable image: .*Remove it or copy it again"
-    ):
+    with pytest.raises(LrfaceError, match="a/2.jpg is not a readable image: .*Remove it or copy it again"):
         source.image(1)
 
 
@@ -104,7 +102,9 @@ def test_a_path_that_is_nothing_or_a_file_is_named(tmp_path):
     with pytest.raises(LrfaceError, match="nowhere: no such file or directory"):
         open_source(tmp_path / "nowhere")
     path = write(tmp_path / "face.png")
-    with pytest.raises(LrfaceError, match="face.png: a file of no known format; training data is packed data"):
+    with pytest.raises(
+        LrfaceError, match="face.png: a file of no known format; training data is packed data"
+    ):
         open_source(path)
 
 
