@@ -211,12 +211,12 @@ def align_photo(path: Path) -> PhotoFaces:
     Raises:
         LrfaceError: there is none.
     """
-    from lrface.align.detect import FaceDetector
+    from lrface.align.detect import load_detector
     from lrface.align.pipeline import read_photo
     from lrface.align.warp import effective_resolution, warp_face
 
     photo = read_photo(path)
-    found = sorted(FaceDetector().detect([photo])[0], key=lambda face: float(face.box[0] + face.box[2]))
+    found = sorted(load_detector().detect([photo])[0], key=lambda face: float(face.box[0] + face.box[2]))
     if not found:
         raise LrfaceError(f"{path}: no face found")
     return PhotoFaces(

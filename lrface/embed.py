@@ -349,6 +349,7 @@ def load_embedder(
     min_face_size: int | None = None,
     min_score: float | None = None,
     detector: "FaceDetector | None" = None,
+    detector_model: str | Path | None = None,
     colour: str | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -364,8 +365,9 @@ def load_embedder(
         threads: CPU threads. For an ONNX file of this session alone; for PyTorch the count is the whole
             process's (``torch.set_num_threads``), set once here. None leaves the library's choice.
         min_face_size: the smallest face looked for in photographs, in pixels; see
-            :class:`lrface.align.detect.FaceDetector` for this and the next. None takes its default.
+            :func:`lrface.align.detect.load_detector` for this and the next two. None takes its default.
         min_score: how sure the detector must be of a face, 0 to 1.
+        detector_model: an SCRFD or RetinaFace ONNX file; None finds faces with MTCNN.
         detector: a detector of your own instead.
         colour, mean, std: only for an ONNX file that others exported, where it does not follow lrface's
             convention (RGB in [0, 1], normalisation inside): the network is given ``(x - mean) / std`` with x
@@ -385,8 +387,12 @@ def load_embedder(
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1; found {threads}")
     place = _device(device)
-    if detector is not None and not (min_face_size is None and min_score is None):
-        raise UsageError("min_face_size and min_score are the given detector's own; leave them out")
+    settings = {"model": detector_model, "min_face_size": min_face_size, "min_score": min_score}
+    given = {key: value for key, value in settings.items() if value is not None}
+    if detector is not None and given:
+        raise UsageError(
+            "min_face_size, min_score and detector_model are not for a detector of your own; leave them out"
+        )
     network: _Network
     if path.suffix.lower() == ".onnx":
         if not path.is_file():
@@ -404,11 +410,8 @@ def load_embedder(
             if value is not None:
                 raise UsageError(f"{name} describes a .onnx file of others; {path} says itself what it takes")
         network = _load_torch(path, place, precision, threads)
-    settings = {"min_face_size": min_face_size, "min_score": min_score}
     name = path.stem if path.is_file() else path.resolve().name
-    return FaceEmbedder(
-        network, name, place, {key: value for key, value in settings.items() if value is not None}, detector
-    )
+    return FaceEmbedder(network, name, place, given, detector)
 
 
 def _load_torch(path: Path, device: torch.device, precision: str, threads: int | None) -> _TorchNetwork:
@@ -751,12 +754,7 @@ class FaceEmbedder:
         self._name = name
         self._device = device
         self._detector_settings = dict(detector_settings)
-        if detector is not None:
-            self._detector_settings = {
-                key: value
-                for key, value in vars(detector).items()
-                if isinstance(value, int | float | tuple | None)
-            }
+        self._own_detector = detector is not None
         self._detector = detector
         self._lock = threading.Lock()
 
@@ -793,7 +791,16 @@ class FaceEmbedder:
 
     def _settings(self) -> dict[str, Any]:
         """Beside the model and the call, what a vector depends on."""
-        return {"precision": self._network.precision, "detector": self._detector_settings}
+        from lrface.align.detect import describe_detector
+
+        detector: dict[str, Any]
+        if self._own_detector:
+            public = {key: value for key, value in vars(self._detector).items() if not key.startswith("_")}
+            plain = {key: value for key, value in public.items() if isinstance(value, int | float | str | tuple)}
+            detector = {"detector": type(self._detector).__name__, **plain}
+        else:
+            detector = describe_detector(**self._detector_settings)
+        return {"precision": self._network.precision, "detector": detector}
 
     @cached_property
     def model_sha256(self) -> str:
@@ -803,13 +810,12 @@ class FaceEmbedder:
 
     @property
     def detector(self) -> "FaceDetector":
-        """The detector for photographs, made when first needed. Raises LrfaceError without
-        facenet-pytorch."""
+        """The detector for photographs, made when first needed. Raises LrfaceError where it cannot be."""
         with self._lock:
             if self._detector is None:
-                from lrface.align.detect import FaceDetector
+                from lrface.align.detect import load_detector
 
-                self._detector = FaceDetector(self._device, **self._detector_settings)
+                self._detector = load_detector(device=self._device, **self._detector_settings)
             return self._detector
 
     def embed_tensor(self, images: Tensor, batch_size: int = 256) -> Tensor:

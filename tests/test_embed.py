@@ -307,7 +307,7 @@ def test_a_card_that_does_not_fit_is_refused(tmp_path, card, says):
         ({"device": "gpu"}, "device must be auto, cpu, cuda"),
         ({"device": "meta"}, "device must be auto, cpu, cuda"),
         ({"device": "cuda:99"}, "PyTorch finds .* GPUs"),
-        ({"detector": object(), "min_score": 0.5}, "given detector's own"),
+        ({"detector": object(), "min_score": 0.5}, "detector of your own"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, option, says):

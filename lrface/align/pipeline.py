@@ -8,18 +8,20 @@ a run was killed.
 """
 
 import csv
+import ctypes
 import hashlib
 import io
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import stat
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -33,8 +35,16 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from lrface.align.detect import CASCADE_VERSION, FACE_RULES, FaceDetector, choose_faces
-from lrface.align.warp import warp_face
+from lrface.align.detect import (
+    FACE_RULES,
+    MAX_SIDE,
+    Detection,
+    FaceDetector,
+    choose_faces,
+    describe_detector,
+    load_detector,
+)
+from lrface.align.warp import central_landmarks, effective_resolution, warp_face
 from lrface.data.packed import (
     INDEX_NAME,
     SCHEMA,
@@ -54,9 +64,12 @@ IMAGE_SUFFIXES = frozenset(
 # Only formats decoded in-process: Pillow would start an outside program for some others (PostScript).
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
-ALIGNED, NO_FACE, UNREADABLE = "aligned", "no_face", "unreadable"
+ALIGNED, FALLBACK, NO_FACE, UNREADABLE = "aligned", "fallback", "no_face", "unreadable"
 NOT_AN_IMAGE, NO_IDENTITY = "not_an_image", "no_identity"
-STATUSES = (ALIGNED, NO_FACE, UNREADABLE, NOT_AN_IMAGE, NO_IDENTITY)
+STATUSES = (ALIGNED, FALLBACK, NO_FACE, UNREADABLE, NOT_AN_IMAGE, NO_IDENTITY)
+
+FALLBACKS = ("skip", "center")
+ENGINES = ("local", "ray")
 
 REPORT_NAME = "report.csv"
 _UNFINISHED = "unfinished"
@@ -94,12 +107,21 @@ def read_photo(photo: str | Path | bytes | Image.Image) -> np.ndarray:
     UnreadableImage with the reason for a file that is missing, not permitted, empty, truncated, damaged,
     too large, or no image.
     """
+    return read_reduced(photo, None)[0]
+
+
+def read_reduced(
+    photo: str | Path | bytes | Image.Image, side: int | None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """As ``read_photo``, but a JPEG whose longer side is at least twice ``side`` is decoded at a half, a quarter
+    or an eighth, no smaller than ``side``; in a fraction of the time and memory. Also gives (height, width) of
+    the whole photograph. ``side`` None decodes it whole."""
     if isinstance(photo, Image.Image):
-        return _decode(photo)
+        return _decode(photo, side)
     if isinstance(photo, bytes):
         if not photo:
             raise UnreadableImage("empty file (0 bytes)")
-        return _open_and_decode(io.BytesIO(photo), photo[:4], is_image=True)
+        return _open_and_decode(io.BytesIO(photo), photo[:4], True, side)
     path = Path(photo)
     is_image = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     try:
@@ -114,7 +136,7 @@ def read_photo(photo: str | Path | bytes | Image.Image) -> np.ndarray:
         with open(path, "rb") as file:
             start = file.read(4)
             file.seek(0)
-            return _open_and_decode(file, start, is_image)
+            return _open_and_decode(file, start, is_image, side)
     except FileNotFoundError:
         reason = "link to a file that does not exist" if path.is_symlink() else "no such file"
         raise UnreadableImage(reason) from None
@@ -122,10 +144,12 @@ def read_photo(photo: str | Path | bytes | Image.Image) -> np.ndarray:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
 
 
-def _open_and_decode(file: Any, start: bytes, is_image: bool) -> np.ndarray:
+def _open_and_decode(
+    file: Any, start: bytes, is_image: bool, side: int | None
+) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         with Image.open(file, formats=_formats()) as image:
-            return _decode(image)
+            return _decode(image, side)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
@@ -134,7 +158,7 @@ def _open_and_decode(file: Any, start: bytes, is_image: bool) -> np.ndarray:
             file.seek(0)
             decoded = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
             if decoded is not None:
-                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), decoded.shape[:2]
         known = "damaged: not a readable image despite its name" if is_image else "no known image format"
         raise UnreadableImage(known, is_image) from None
     except Exception as error:
@@ -154,18 +178,26 @@ def _decoder_reason(error: Exception) -> str:
     return f"damaged: {message}"
 
 
-def _decode(image: Image.Image) -> np.ndarray:
+def _decode(image: Image.Image, side: int | None) -> tuple[np.ndarray, tuple[int, int]]:
     try:
+        width, height = image.size
+        if side is not None and image.format in ("JPEG", "MPO"):
+            reduce = next((by for by in (8, 4, 2) if max(width, height) // by >= side), 1)
+            if reduce > 1:
+                image.draft(None, (width // reduce, height // reduce))
         image.load()
         pixels = _to_rgb(image)
-        turned = _upright(pixels, _orientation(image))
+        orientation = _orientation(image)
+        turned = _upright(pixels, orientation)
     except UnreadableImage:
         raise
     except Exception as error:  # as above: decoders raise nearly anything
         raise UnreadableImage(_decoder_reason(error)) from error
     if 0 in turned.shape:
         raise UnreadableImage(f"image without pixels: {turned.shape[1]} x {turned.shape[0]}")
-    return np.require(turned, requirements=["C", "W"])
+    if orientation >= 5:
+        width, height = height, width
+    return np.require(turned, requirements=["C", "W"]), (height, width)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -214,15 +246,17 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 @dataclass
 class AlignSummary:
-    """What came of a folder. ``files`` = aligned + no_face + unreadable + not_an_image + no_identity
-    photographs; ``photographs`` are the first three. ``faces`` counts crops, ``reused`` the files that an
-    earlier, interrupted run had done; ``seconds`` and ``images_per_second`` are of this run."""
+    """What came of a folder. ``files`` = aligned + fallback + no_face + unreadable + not_an_image + no_identity;
+    ``photographs`` are the first four. ``fallback`` counts photographs that gave their middle as no face was
+    found, ``faces`` crops, ``reused`` the files that an earlier, interrupted run had done; ``seconds`` and
+    ``images_per_second`` are of this run."""
 
     out: str
     report: str
     files: int
     photographs: int
     aligned: int
+    fallback: int
     faces: int
     no_face: int
     unreadable: int
@@ -242,6 +276,7 @@ class AlignSummary:
         lines = [f"{self.faces} faces of {self.identities} identities in {self.out}"]
         lines.append(f"  {self.aligned} of {self.photographs} photographs aligned")
         names = {
+            FALLBACK: "without a face, given by their middle",
             NO_FACE: "without a face",
             UNREADABLE: "unreadable",
             NOT_AN_IMAGE: "files that are no images",
@@ -264,12 +299,16 @@ def align_folder(
     image_size: int = 112,
     face_rule: str = "largest-central",
     workers: int | None = None,
-    min_score: float = 0.9,
-    min_face_size: int = 20,
+    detector_model: str | Path | None = None,
+    min_score: float | None = None,
+    min_face_size: int | None = None,
+    fallback: str = "skip",
     image_format: str = "jpeg",
     quality: int = 95,
     shard_size: int = 8192,
     device: str = "cpu",
+    engine: str = "local",
+    address: str | None = None,
     show_progress: bool = True,
 ) -> AlignSummary:
     """Align a folder of identity folders of photographs into packed data.
@@ -279,8 +318,13 @@ def align_folder(
     ``index.json`` and ``report.csv`` (columns source, status, reason, faces: one row a file). image_size:
     side of the crops. face_rule: "largest-central", "largest" or "all" (every face of a photograph then
     counts as its identity). workers: processes, one thread each; None is one a core, 1 works in this
-    process. min_score, min_face_size: see FaceDetector. image_format: "jpeg" (with ``quality`` 1 to 100) or
-    "png". shard_size: photographs a shard, about. device: where the detector runs.
+    process. detector_model, min_score, min_face_size: see lrface.align.detect.load_detector. fallback: what a
+    photograph without a face gives: "skip", nothing, or "center", its largest centred square (with score 0, box
+    and landmarks of the square as ``central_landmarks`` gives them, and the status "fallback" in the report).
+    image_format: "jpeg" (with ``quality`` 1 to 100) or "png". shard_size: photographs a shard, about. device:
+    where the detector runs. engine: "local", or "ray": workers are actors of the Ray cluster at ``address``
+    (None: a cluster of this machine's own, for the run); src and out must then lie where every machine sees
+    them. Neither changes what is written.
 
     Killed at any moment, the same call goes on and ends with the same bytes; finished, it returns at once.
     Raises UsageError for wrong arguments (also: ``out`` holds something else, or was begun with other
@@ -292,14 +336,14 @@ def align_folder(
     settings: dict[str, Any] = {
         "image_size": image_size,
         "face_rule": face_rule,
-        "min_score": min_score,
-        "min_face_size": min_face_size,
+        "fallback": fallback,
         "image_format": image_format,
         "quality": quality if image_format == "jpeg" else None,
         "shard_size": shard_size,
-        "cascade_version": CASCADE_VERSION,
+        **describe_detector(detector_model, min_face_size, min_score),
     }
-    workers = _check_arguments(src, out, settings, workers, device)
+    _check_arguments(src, out, settings)
+    crew = _Crew(src, settings, detector_model, device, workers, engine, address)
     files = _list_files(src)
     if not files:
         raise UsageError(f"{src}: no files found; expected {src}/IDENTITY/PHOTOGRAPH.jpg")
@@ -332,14 +376,14 @@ def align_folder(
             missing = [number for number in range(len(parts)) if not _part_is_whole(_part_path(work, number))]
             reused = len(files) - sum(len(parts[number]) for number in missing)
             if missing:
-                _run_parts(src, work, parts, missing, settings, workers, device, reused, show_progress)
+                _run_parts(crew, work, parts, missing, reused, show_progress)
             write_json(plan_file, _plan(out, work, len(parts)))
         index = _finish(out, work, parts, job, read_json(plan_file, "plan of the shards"))
     shutil.rmtree(work, ignore_errors=True)
     return _summary(out, index, started, reused)
 
 
-def _check_arguments(src: Path, out: Path, settings: dict[str, Any], workers: int | None, device: str) -> int:
+def _check_arguments(src: Path, out: Path, settings: dict[str, Any]) -> None:
     if not src.is_dir():
         what = "is not a folder" if src.exists() else "does not exist"
         raise UsageError(f"{src} {what}; give a folder of identity folders of photographs")
@@ -355,25 +399,72 @@ def _check_arguments(src: Path, out: Path, settings: dict[str, Any], workers: in
         raise UsageError(f"image format must be jpeg or png, found {settings['image_format']!r}")
     if settings["quality"] is not None and not 1 <= settings["quality"] <= 100:
         raise UsageError(f"quality must be 1 to 100, found {settings['quality']}")
-    if not 0 <= settings["min_score"] < 1:
-        raise UsageError(f"min_score must be in [0, 1), found {settings['min_score']}")
-    if settings["min_face_size"] < 12:
-        raise UsageError(f"min_face_size must be at least 12 pixels, found {settings['min_face_size']}")
+    if settings["fallback"] not in FALLBACKS:
+        raise UsageError(f"unknown fallback {settings['fallback']!r}; there are {', '.join(FALLBACKS)}")
     if settings["shard_size"] < 1:
         raise UsageError(f"shard_size must be at least 1, found {settings['shard_size']}")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}; use cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: no CUDA device is available here; use device cpu")
-    if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # Processes on one GPU each hold a context of their own.
-        return cores if kind == "cpu" else min(cores, 4)
-    if workers < 1:
-        raise UsageError(f"workers must be at least 1, found {workers}")
-    return workers
+
+
+class _Crew:
+    """Who does the work, and with what; checked when it is made. ``detector`` is one for this process."""
+
+    def __init__(
+        self,
+        src: Path,
+        settings: dict[str, Any],
+        detector_model: str | Path | None,
+        device: str,
+        workers: int | None,
+        engine: str,
+        address: str | None,
+    ):
+        try:
+            kind = torch.device(device).type
+        except RuntimeError as error:
+            raise UsageError(f"unknown device {device!r}; use cpu or cuda") from error
+        if engine not in ENGINES:
+            raise UsageError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+        if address is not None and engine != "ray":
+            raise UsageError("address is that of a Ray cluster: give engine ray with it")
+        if kind == "cuda" and engine == "local" and not torch.cuda.is_available():
+            raise UsageError("device cuda: no CUDA device is available here; use device cpu")
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers must be at least 1, found {workers}")
+        if workers is None and engine == "local":
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            # Processes on one GPU each hold a context of their own.
+            workers = cores if kind == "cpu" else min(cores, 4)
+        self.src, self.settings, self.device, self.workers = src, settings, device, workers
+        self.engine, self.address = engine, address
+        self._detector_settings = {
+            "model": detector_model,
+            "min_score": settings["min_score"],
+            "min_face_size": settings["min_face_size"],
+        }
+        with _one_thread():
+            # Here, so that what is wrong with it is said at once; and forked workers have everything loaded.
+            place = device if engine == "local" else "cpu"
+            self.detector: FaceDetector | None = load_detector(device=place, **self._detector_settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "detector": None}  # other processes make their own
+
+    def aligner(self) -> "_Aligner":
+        """A worker for this process."""
+        if self.detector is None:
+            self.detector = load_detector(device=self.device, **self._detector_settings)
+        return _Aligner(self.src, self.settings, self.detector)
+
+    def ray_worker(self) -> "Callable[[_Task], Counter[str]]":
+        """A worker for an actor of Ray, in its process. Raises LrfaceError where it cannot work."""
+        _settle()
+        if not self.src.is_dir():
+            raise LrfaceError(
+                f"{self.src} is not there on {platform.node()}: SRC and OUT must lie where every machine of the "
+                "cluster sees them"
+            )
+        aligner = self.aligner()
+        return lambda task: aligner.part(task[1], task[2])
 
 
 class _File(NamedTuple):
@@ -510,6 +601,9 @@ def _locked(work: Path) -> Iterator[None]:
 
 _lock_descriptor: int | None = None
 
+# Number of a part, its files, and where its faces go.
+_Task = tuple[int, Sequence[_File], Path]
+
 
 def _cut(files: Sequence[_File]) -> list[Sequence[_File]]:
     """Parts of equal length; which length depends on the number of files only."""
@@ -539,6 +633,27 @@ def _part_is_whole(path: Path) -> bool:
     return True
 
 
+class _Photo(NamedTuple):
+    """A photograph or a reduced copy of it, uint8 [h, w, 3], and (height, width) of the whole."""
+
+    pixels: np.ndarray
+    shape: tuple[int, int]
+
+    @property
+    def is_reduced(self) -> bool:
+        return self.pixels.shape[:2] != self.shape
+
+    def in_whole(self, face: Detection) -> Detection:
+        """A face in pixels of the whole photograph."""
+        if not self.is_reduced:
+            return face
+        factor = np.array(
+            [self.shape[1] / self.pixels.shape[1], self.shape[0] / self.pixels.shape[0]], np.float32
+        )
+        # Pixel centres: 0 of the copy lies at (factor - 1) / 2 of the whole.
+        return Detection(face.box * np.tile(factor, 2), face.score, (face.landmarks + 0.5) * factor - 0.5)
+
+
 class _Aligner:
     """What one worker does: files in, faces and report rows out."""
 
@@ -557,14 +672,14 @@ class _Aligner:
         """Align ``files`` into the part file ``path``; returns how many ended in which status."""
         records: list[dict[str, Any]] = []
         report: list[list[Any]] = []
-        waiting: list[tuple[int, _File, np.ndarray]] = []
+        waiting: list[tuple[int, _File, _Photo]] = []
         for file in files:
             status, reason, photo = self._read(file)
             report.append([_text(file.path), status, reason, 0])
             if photo is None:
                 continue
             waiting.append((len(report) - 1, file, photo))
-            pixels = sum(image.shape[0] * image.shape[1] for _, _, image in waiting)
+            pixels = sum(each.pixels.shape[0] * each.pixels.shape[1] for _, _, each in waiting)
             if len(waiting) == _BATCH_PHOTOGRAPHS or pixels >= _BATCH_PIXELS:
                 self._align(waiting, report, records)
                 waiting = []
@@ -574,11 +689,11 @@ class _Aligner:
         write_table(path, table_from_records(records, metadata))
         return Counter(status for _, status, _, _ in report)
 
-    def _read(self, file: _File) -> tuple[str, str, np.ndarray | None]:
+    def _read(self, file: _File) -> "tuple[str, str, _Photo | None]":
         if file.skip:
             return (UNREADABLE if file.skip.startswith(_NOT_LISTED) else NOT_AN_IMAGE), file.skip, None
         try:
-            photo = read_photo(self._src / file.path)
+            photo = _Photo(*read_reduced(self._src / file.path, MAX_SIDE))
         except UnreadableImage as error:
             return (UNREADABLE if error.is_image else NOT_AN_IMAGE), error.reason, None
         if not file.identity:
@@ -587,79 +702,117 @@ class _Aligner:
 
     def _align(
         self,
-        photos: Sequence[tuple[int, _File, np.ndarray]],
+        photos: Sequence[tuple[int, _File, _Photo]],
         report: list[list[Any]],
         records: list[dict[str, Any]],
     ) -> None:
-        found = self._detector.detect([photo for _, _, photo in photos])
+        found = self._detector.detect([photo.pixels for _, _, photo in photos])
         for (row, file, photo), detections in zip(photos, found, strict=True):
-            faces = choose_faces(detections, photo.shape, self._settings["face_rule"])
-            for number, face in enumerate(faces):
-                try:
-                    crop = warp_face(photo, face.landmarks, self._settings["image_size"])
-                except ValueError as error:
-                    report[row][2] = f"a face cannot be aligned: {error}"
+            faces = choose_faces(detections, photo.pixels.shape, self._settings["face_rule"])
+            try:
+                crops = self._crops(file, photo, faces)
+            except UnreadableImage as error:
+                report[row][1:3] = [UNREADABLE, error.reason]
+                continue
+            for number, (face, crop) in enumerate(crops):
+                if isinstance(crop, str):
+                    report[row][2] = f"a face cannot be aligned: {crop}"
                     continue
+                records.append(self._record(file, number, face, crop))
                 report[row][3] += 1
-                done, encoded = cv2.imencode(
-                    self._suffix, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), self._options
-                )
-                if not done:
-                    raise LrfaceError(f"{file.path}: the crop could not be encoded as {self._suffix}")
-                records.append(
-                    {
-                        "image": encoded.tobytes(),
-                        "label": 0,  # known once every part is there
-                        "identity": _text(file.identity),
-                        "source": _text(file.path),
-                        "face": number,
-                        "landmarks": face.landmarks,
-                        "box": face.box,
-                        "score": face.score,
-                    }
-                )
-            if report[row][3] == 0:
+            if report[row][3] == 0 and self._settings["fallback"] == "center":
+                records.append(self._record(file, 0, *self._middle(file, photo)))
+                report[row][1:] = [FALLBACK, f"{report[row][2] or 'no face found'}; the middle was taken", 1]
+            elif report[row][3] == 0:
                 report[row][1:3] = [NO_FACE, report[row][2] or "no face found"]
+
+    def _crops(
+        self, file: _File, photo: _Photo, faces: Sequence[Detection]
+    ) -> list[tuple[Detection, np.ndarray | str]]:
+        """Every face in pixels of the whole photograph, with its crop or why there is none."""
+        size = self._settings["image_size"]
+        crops: list[tuple[Detection, np.ndarray | str]] = []
+        whole: np.ndarray | None = None
+        for reduced in faces:
+            face = photo.in_whole(reduced)
+            try:
+                pixels, landmarks = photo.pixels, reduced.landmarks
+                # A face that the reduced copy shows with fewer pixels than the crop has is cut from the whole.
+                if photo.is_reduced and effective_resolution(landmarks, size) < size:
+                    whole = read_photo(self._src / file.path) if whole is None else whole
+                    pixels, landmarks = whole, face.landmarks
+                crops.append((face, warp_face(pixels, landmarks, size)))
+            except ValueError as error:
+                crops.append((face, str(error)))
+        return crops
+
+    def _middle(self, file: _File, photo: _Photo) -> tuple[Detection, np.ndarray]:
+        """The largest centred square of a photograph as if it were a face of score 0."""
+        side = min(photo.shape)
+        corner = np.array([photo.shape[1] - side, photo.shape[0] - side], np.float32) / 2
+        whole = Detection(np.concatenate([corner, corner + side]), 0.0, central_landmarks(*photo.shape))
+        pixels = photo.pixels
+        return whole, warp_face(pixels, central_landmarks(*pixels.shape[:2]), self._settings["image_size"])
+
+    def _record(self, file: _File, number: int, face: Detection, crop: np.ndarray) -> dict[str, Any]:
+        done, encoded = cv2.imencode(self._suffix, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), self._options)
+        if not done:
+            raise LrfaceError(f"{file.path}: the crop could not be encoded as {self._suffix}")
+        return {
+            "image": encoded.tobytes(),
+            "label": 0,  # known once every part is there
+            "identity": _text(file.identity),
+            "source": _text(file.path),
+            "face": number,
+            "landmarks": face.landmarks,
+            "box": face.box,
+            "score": face.score,
+        }
 
 
 def _run_parts(
-    src: Path,
+    crew: _Crew,
     work: Path,
     parts: Sequence[Sequence[_File]],
     missing: Sequence[int],
-    settings: dict[str, Any],
-    workers: int,
-    device: str,
     done: int,
     show_progress: bool,
 ) -> None:
     total = sum(len(part) for part in parts)
     counts: Counter[str] = Counter()
+    tasks = [(number, parts[number], _part_path(work, number)) for number in missing]
     with progress(total, "align", initial=done, enabled=show_progress) as bar:
-
-        def advance(number: int, part_counts: Counter[str]) -> None:
+        for number, part_counts in _finished_parts(crew, tasks):
             counts.update(part_counts)
-            shown = {"faces": counts[ALIGNED], "no face": counts[NO_FACE], "unreadable": counts[UNREADABLE]}
+            shown = {
+                "faces": counts[ALIGNED],
+                "no face": counts[NO_FACE] + counts[FALLBACK],
+                "unreadable": counts[UNREADABLE],
+            }
             bar.advance(len(parts[number]), **shown)
 
-        if workers == 1 or len(missing) == 1:
-            with _one_thread(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                aligner = _Aligner(src, settings, _detector(settings, device))
-                for number in missing:
-                    advance(number, aligner.part(parts[number], _part_path(work, number)))
-        else:
-            tasks = [(number, parts[number], _part_path(work, number)) for number in missing]
-            for number, part_counts in _in_processes(
-                tasks, src, settings, device, min(workers, len(missing))
-            ):
-                advance(number, part_counts)
 
+def _finished_parts(crew: _Crew, tasks: Sequence[_Task]) -> Iterator[tuple[int, Counter[str]]]:
+    """Do every part; yields (number, counts) as they finish."""
+    if crew.engine == "ray":
+        from lrface.cluster import on_ray
 
-def _detector(settings: dict[str, Any], device: str) -> FaceDetector:
-    return FaceDetector(
-        device=device, min_face_size=settings["min_face_size"], min_score=settings["min_score"]
-    )
+        crew.src = crew.src.resolve()
+        resolved = [(number, files, path.resolve()) for number, files, path in tasks]
+        gpus = 1 if torch.device(crew.device).type == "cuda" else 0
+        for at, part_counts in on_ray(crew.ray_worker, resolved, crew.workers, crew.address, gpus):
+            yield tasks[at][0], part_counts
+        return
+    assert crew.workers is not None
+    workers = min(crew.workers, len(tasks))
+    if workers > 1:
+        yield from _in_processes(crew, tasks, workers)
+        return
+    with _one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        aligner = crew.aligner()
+        for number, files, path in tasks:
+            yield number, aligner.part(files, path)
 
 
 @contextmanager
@@ -676,13 +829,7 @@ def _one_thread() -> Iterator[None]:
         cv2.setNumThreads(cv_threads)
 
 
-def _in_processes(
-    tasks: Sequence[tuple[int, Sequence[_File], Path]],
-    src: Path,
-    settings: dict[str, Any],
-    device: str,
-    workers: int,
-) -> Iterator[tuple[int, Counter[str]]]:
+def _in_processes(crew: _Crew, tasks: Sequence[_Task], workers: int) -> Iterator[tuple[int, Counter[str]]]:
     """Give tasks to worker processes, one at a time each; yields (number, counts) as they finish.
 
     Workers are always gone when this ends, whatever ends it.
@@ -699,14 +846,12 @@ def _in_processes(
     try:
         with _one_thread():
             # Forked workers have everything loaded at once. A CUDA context does not survive a fork.
-            fork = "fork" in multiprocessing.get_all_start_methods() and torch.device(device).type == "cpu"
+            cpu = torch.device(crew.device).type == "cpu"
+            fork = "fork" in multiprocessing.get_all_start_methods() and cpu
             context: Any = multiprocessing.get_context("fork" if fork else "spawn")
-            detector = _detector(settings, device) if fork else None
             for _ in range(workers):
                 here, there = context.Pipe()
-                process = context.Process(
-                    target=_worker, args=(there, src, settings, device, detector), daemon=True
-                )
+                process = context.Process(target=_worker, args=(there, crew), daemon=True)
                 process.start()
                 there.close()
                 processes[here] = process
@@ -741,6 +886,24 @@ def _in_processes(
                 process.join()
 
 
+def _settle() -> None:
+    """Make this process, which is a worker's own, fit for the work."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library than GNU's
+        return
+    # Large blocks stay with the process when they are freed. By default they go back to the system at once, and
+    # the page faults of taking new ones are a quarter of the time that a photograph takes.
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+
+
 def _how_it_died(exit_code: int | None, workers: int) -> str:
     kept = "Finished parts are kept; run the same command again"
     if exit_code is not None and exit_code < 0:
@@ -751,21 +914,17 @@ def _how_it_died(exit_code: int | None, workers: int) -> str:
     return f"a worker process ended with exit code {exit_code}; its message is above. {kept}."
 
 
-def _worker(
-    connection: Connection, src: Path, settings: dict[str, Any], device: str, detector: FaceDetector | None
-) -> None:
+def _worker(connection: Connection, crew: _Crew) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _lock_descriptor is not None:
         os.close(_lock_descriptor)  # inherited: the lock must end with the parent
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    _settle()
     parent = multiprocessing.parent_process()
     assert parent is not None
     try:
-        aligner = _Aligner(src, settings, detector or _detector(settings, device))
+        aligner = crew.aligner()
         while connection in wait([connection, parent.sentinel]):
             task = connection.recv()
             if task is None:
@@ -862,8 +1021,9 @@ def _summary(out: Path, index: dict[str, Any], started: float, reused: int) -> A
         out=str(out),
         report=str(out / REPORT_NAME),
         files=files,
-        photographs=counts[ALIGNED] + counts[NO_FACE] + counts[UNREADABLE],
+        photographs=sum(counts[status] for status in (ALIGNED, FALLBACK, NO_FACE, UNREADABLE)),
         aligned=counts[ALIGNED],
+        fallback=counts[FALLBACK],
         faces=index["images"],
         no_face=counts[NO_FACE],
         unreadable=counts[UNREADABLE],

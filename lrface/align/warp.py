@@ -58,6 +58,19 @@ def effective_resolution(landmarks: np.ndarray, size: int = 112) -> float:
     return float(size / np.hypot(matrix[0, 0], matrix[1, 0]))
 
 
+def central_landmarks(height: int, width: int) -> np.ndarray:
+    """Where the five points of the template lie in a photograph whose largest centred square is the crop:
+    float32 [5, 2], in pixels.
+
+    ``warp_face`` with them gives that square, of side min(height, width) and half of what is left over cut off
+    on either side, resampled to the size of the crop: pixel averages by a whole factor, then bilinear.
+    """
+    side = min(height, width)
+    corner = np.array([(width - side) / 2, (height - side) / 2])
+    # Pixel centres: pixel c of a crop of 112 covers side / 112 pixels about its middle.
+    return (corner + (TEMPLATE_112.astype(np.float64) + 0.5) * (side / 112.0) - 0.5).astype(np.float32)
+
+
 def warp_face(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
     """Cut one face out upright: uint8 [h, w, 3] and landmarks [5, 2] -> uint8 [size, size, 3], same colour
     order.

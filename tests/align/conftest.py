@@ -47,6 +47,6 @@ def face_cuts(six_faces) -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def detector():
-    from lrface.align.detect import FaceDetector
+    from lrface.align.mtcnn import MtcnnDetector
 
-    return FaceDetector()
+    return MtcnnDetector()
