@@ -10,7 +10,6 @@ proportion to the size of the file.
 """
 
 import codecs
-import io
 import pickle
 import pickletools
 import struct
@@ -22,10 +21,10 @@ from typing import Any, NoReturn
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lrface.benchmarks.metrics import contiguous_folds
 from lrface.benchmarks.verification import VerificationSet, load_benchmark
+from lrface.data.decode import BrokenImage, decode, read_header
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_file
 
@@ -41,7 +40,7 @@ MAXIMUM_BYTES = 4 * 2**30
 _DTYPES = ("u1", "b1", "i1", "i2", "i4", "i8", "u2", "u4", "u8")
 _MAXIMUM_INTEGER_BYTES = 8
 # An instruction of one byte can make an object of a hundred. A pack has at most 40 instructions an image.
-_FREE_INSTRUCTIONS, _BYTES_AN_INSTRUCTION = 1_000_000, 16
+_FREE_INSTRUCTIONS, _BYTES_AN_INSTRUCTION = 1_000_000, 32
 
 
 class RefusedPack(LrfaceError):
@@ -670,14 +669,14 @@ def decode_crop(encoded: bytes, where: str, size: int = CROP_SIZE) -> NDArray[np
     Another square size is scaled (area downwards, bilinear upwards), as InsightFace's own reader does.
 
     Raises:
-        LrfaceError: bytes that are no JPEG, PNG, BMP or WebP, that do not decode, or an image that is not
+        LrfaceError: bytes that are no JPEG, PNG, BMP, WebP or TIFF, that do not decode, or an image that is not
             square or wider than 2048 pixels. ``where`` starts the message.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "BMP", "WEBP")) as header:
-            width, height = header.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise LrfaceError(f"{where} is not an encoded image: {len(encoded)} bytes, {error}") from error
+        header = read_header(encoded)
+    except BrokenImage as error:
+        raise LrfaceError(f"{where} is not an encoded image: {error}") from error
+    width, height = header.width, header.height
     if max(width, height) > MAXIMUM_SIDE:
         raise LrfaceError(f"{where} is {width}x{height} pixels; an aligned face of 112x112 is expected")
     if width != height:
@@ -685,10 +684,10 @@ def decode_crop(encoded: bytes, where: str, size: int = CROP_SIZE) -> NDArray[np
             f"{where} is {width}x{height} pixels; an aligned, square face (112x112) is expected. For "
             "photographs use a folder with pairs.txt, which lrface aligns"
         )
-    pixels = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise LrfaceError(f"{where} cannot be decoded; the file is damaged")
-    image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    try:
+        image = decode(encoded)
+    except BrokenImage as error:
+        raise LrfaceError(f"{where} cannot be decoded: {error}; the file is damaged") from error
     if width != size:
         image = cv2.resize(
             image, (size, size), interpolation=cv2.INTER_AREA if width > size else cv2.INTER_LINEAR

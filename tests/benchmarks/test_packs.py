@@ -74,6 +74,17 @@ def python2_array(raw: bytes) -> bytes:
     )
 
 
+def python2_array_as_text(raw: bytes) -> bytes:
+    """The same in protocol 0, where everything is text (protocol 1 shares its names and marks)."""
+    text = "".join(f"\\x{byte:02x}" for byte in raw).encode()
+    return (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I%d\nt" % len(raw)
+        + b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\nS'"
+        + text
+        + b"'\ntb"
+    )
+
+
 PYTHON2_PACKS = {
     # ([four str], [True, False]) by cPickle under Python 2
     "protocol 0": b"((lp1\nS'\\xff\\xd8\\n'\np2\naS'b\\'c'\np3\naS\"d'e\"\naS'f'\na(lp4\nI01\naI00\natp5\n.",
@@ -82,6 +93,10 @@ PYTHON2_PACKS = {
     "arrays": b"\x80\x02]("
     + b"".join(map(python2_array, (b"\xff\xd8\n", b"b'c", b"d'e", b"f")))
     + b"e](\x88\x89e\x86.",
+    "arrays, protocol 0": b"((l"
+    + b"".join(python2_array_as_text(raw) + b"a" for raw in (b"\xff\xd8\n", b"b'c", b"d'e", b"f"))
+    + b"(lI01\naI00\nat.",
+    "long strings and labels, protocol 1": b"(](T\x03\x00\x00\x00\xff\xd8\nU\x03b'cU\x03d'eU\x01fe]q\x00(L1L\nL0L\net.",
 }
 
 
@@ -196,6 +211,12 @@ ATTACKS = {
     "EXT1": lambda c: b"\x80\x02\x82\x01.",
     "PERSID": lambda c: b"Pabc\n.",
     "BINPERSID": lambda c: b"\x80\x02K\x01Q.",
+    "EXT2": lambda c: b"\x80\x02\x83\x01\x00.",
+    "EXT4": lambda c: b"\x80\x02\x84\x01\x00\x00\x00.",
+    "READONLY_BUFFER": lambda c: b"\x80\x05\x98.",
+    "FROZENSET": lambda c: b"\x80\x04(\x91.",
+    "DICT": lambda c: b"(d.",
+    "SETITEMS": lambda c: b"\x80\x02](u.",
     "NEXT_BUFFER": lambda c: b"\x80\x05\x97.",
     "EMPTY_DICT": lambda c: b"\x80\x02}.",
     "EMPTY_SET": lambda c: b"\x80\x04\x8f.",
@@ -213,6 +234,48 @@ def test_what_no_pack_needs_is_refused_by_name(tmp_path, name):
     assert name.split(",")[0] in message
     assert str(path) in message and "Nothing in the file was run" in message
     assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize(
+    "module, attribute",
+    [
+        ("builtins\0", "eval"),
+        (" builtins", "bytes"),
+        ("builtins.bytes", ""),
+        ("", "builtins.bytes"),
+        ("numpy.core.multiarray._reconstruct", "__globals__"),
+        ("numpy", "ndarray.fromfile"),
+        ("numpy.core", "multiarray._reconstruct"),
+        ("NUMPY", "ndarray"),
+        ("numpy", "nd\u0430rray"),  # a Cyrillic letter
+        ("numpy" * 1000, "ndarray"),
+    ],
+)
+def test_names_are_taken_to_the_letter(tmp_path, module, attribute):
+    texts = [b"X" + struct.pack("<I", len(raw)) + raw for raw in (module.encode(), attribute.encode())]
+    kept = texts[0] + b"q\x00" + texts[1] + b"q\x01"  # the name is put together out of the memo
+    for data in (b"".join(texts) + b"\x93", kept + b"00h\x00h\x01\x93"):
+        with pytest.raises(RefusedPack, match="it asks for") as refusal:
+            read_pack(write_raw(tmp_path, b"\x80\x04](" + data + b")Re](\x88e\x86."))
+        assert len(str(refusal.value)) < 1000
+
+
+def test_a_name_that_is_no_text_is_an_error(tmp_path):
+    for pushed in (b"K\x01K\x02", b"B\x02\x00\x00\x00osB\x06\x00\x00\x00system", b")]", b"N\x88"):
+        with pytest.raises(LrfaceError, match="a name that is not a string"):
+            read_pack(write_raw(tmp_path, b"\x80\x04](" + pushed + b"\x93)Re](\x88e\x86."))
+
+
+def test_a_call_within_a_call_is_refused(tmp_path):
+    """numpy's own function is asked to rebuild an array of what os.system returns."""
+    call = b"cos\nsystem\nU\x04true\x85R"
+    for inner in (
+        call,
+        b"cnumpy\ndtype\n(" + call + b"tR",
+        b"cnumpy.core.multiarray\n_reconstruct\n(" + call + b"tR",
+    ):
+        with pytest.raises(RefusedPack, match="os.system"):
+            read_pack(write_raw(tmp_path, b"\x80\x02](cnumpy\ndtype\n(" + inner + b"tRe](\x88e\x86."))
 
 
 class RunsWhenUnpickled:
@@ -322,6 +385,57 @@ BOMBS = {
     + b"h\x03h\x01h\x02\x86R" * 100_000
     + b"e](\x88e\x86.",
 }
+
+
+def laughs(closing: bytes) -> bytes:
+    """Lists (or tuples) of ten references to the one before, twenty times over."""
+    levels = b"(" + b"K\x01" * 10 + closing + b"q\x00"
+    for level in range(1, 20):
+        levels += b"(" + (b"h" + bytes([level - 1])) * 10 + closing + b"q" + bytes([level])
+    return levels
+
+
+BOMBS |= {
+    "laughing lists as images": b"\x80\x02" + laughs(b"l") + b"](\x88e\x86.",
+    "laughing tuples as images": b"\x80\x02" + laughs(b"t") + b"](\x88e\x86.",
+    "laughing tuples as labels": b"\x80\x02](U\x01aU\x01be" + laughs(b"t") + b"\x86.",
+    "laughing tuples as a shape": b"\x80\x02](cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b"
+    b"\x87R(K\x01" + laughs(b"t") + b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x01atbe](\x88e\x86.",
+    "reconstruct of a huge shape": b"\x80\x02](cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+    b"J\xff\xff\xff\x7f\x85U\x01b\x87Re](\x88e\x86.",
+    "memo of nothing": b"\x80\x04]" + b"\x94" * 2_500_000 + b".",
+    "empty lists": b"\x80\x04](" + b"]" * 2_500_000 + b"e](\x88e\x86.",
+    "marks": b"\x80\x04" + b"(" * 2_500_000 + b".",
+    "announced bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"x.",
+    "announced string": b"\x80\x02T" + struct.pack("<i", 2**31 - 1) + b"x.",
+    "negative string": b"\x80\x02T" + struct.pack("<i", -1) + b"x.",
+}
+
+
+def test_bombs_do_not_need_memory(tmp_path):
+    """All of them in a process that may take 300 MB more than it has when it starts."""
+    import resource
+
+    paths = []
+    for number, name in enumerate(BOMBS):
+        paths.append(tmp_path / f"{number}.bin")
+        paths[-1].write_bytes(BOMBS[name])
+    child = os.fork()
+    if not child:
+        status = 0
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + 300 * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            for number, path in enumerate(paths, start=1):
+                status = number
+                with pytest.raises(LrfaceError):
+                    read_pack(path)
+            status = 0
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    assert ended == 0, f"stopped at {list(BOMBS)[(ended >> 8) - 1]} (status {ended})"
 
 
 @pytest.mark.parametrize("name", BOMBS)
