@@ -136,8 +136,8 @@ def most_alike(
                         (same, alike.within, alike.within_cosine),
                         (~same, alike.across, alike.across_cosine),
                     ):
-                        top, at = torch.where(wanted, cosines, -2.0).max(dim=1)
-                        top, at = top.cpu().numpy(), at.cpu().numpy()
+                        nearest = torch.where(wanted, cosines, -2.0).max(dim=1)
+                        top, at = nearest.values.cpu().numpy(), nearest.indices.cpu().numpy()
                         # The first of equals is kept; the threshold itself counts.
                         new = np.where(index[rows] < 0, top >= best[rows], top > best[rows])
                         index[rows][new] = at[new] + second

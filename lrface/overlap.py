@@ -457,7 +457,7 @@ def _strangers(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
     else:
         random = np.random.default_rng(0)
         left, right = random.integers(0, count, (2, MAXIMUM_STRANGERS))
-    different = labels[left] != labels[right]
+    different = np.flatnonzero(labels[left] != labels[right])
     return left[different].astype(np.int64), right[different].astype(np.int64)
 
 
@@ -492,29 +492,30 @@ def _by_embedding(
     ):
         for start in range(0, len(vectors), rows_at_once):
             block = torch.from_numpy(vectors[start : start + rows_at_once]).to(place) @ columns
-            top, at = block.max(dim=0)
-            best = top.cpu().numpy()
+            top = block.max(dim=0)
+            best = top.values.cpu().numpy()
             better = best > nearest_cosine
-            nearest[better] = at.cpu().numpy()[better] + start
+            nearest[better] = top.indices.cpu().numpy()[better] + start
             nearest_cosine[better] = best[better]
-            rows, hits = torch.nonzero(block >= threshold, as_tuple=True)
-            cosines = block[rows, hits].cpu().numpy()
-            rows, hits = rows.cpu().numpy() + start, hits.cpu().numpy()
+            reached = torch.nonzero(block >= threshold)
+            cosines = block[reached[:, 0], reached[:, 1]].cpu().numpy()
+            rows, hits = reached.cpu().numpy().T
+            rows = rows + start
             pairs.add(labels[rows] * width + other_labels[hits], cosines, rows, hits)
             bar.advance(len(block))
     leaks = []
     agreeing = pairs.hits / (counts[0][pairs.keys // width] * counts[1][pairs.keys % width])
-    for at in np.flatnonzero(agreeing >= AGREEING).tolist():
-        label, other_label = divmod(int(pairs.keys[at]), width)
+    for row in np.flatnonzero(agreeing >= AGREEING).tolist():
+        label, other_label = divmod(int(pairs.keys[row]), width)
         leaks.append(
             Leak(
                 "same person",
                 label,
                 other_label,
-                int(pairs.rows[at]),
-                int(pairs.columns[at]),
-                float(pairs.cosines[at]),
-                float(agreeing[at]),
+                int(pairs.rows[row]),
+                int(pairs.columns[row]),
+                float(pairs.cosines[row]),
+                float(agreeing[row]),
             )
         )
     share = dict(zip(pairs.keys.tolist(), agreeing.tolist(), strict=True))
@@ -567,7 +568,8 @@ class _PairTable:
         order = np.lexsort((-cosines, keys))  # the best of an identity pair comes first
         first = np.flatnonzero(np.diff(keys[order], prepend=-1))
         self.keys, self.hits = keys[order][first], np.add.reduceat(hits[order], first)
-        self.cosines, self.rows, self.columns = (part[order][first] for part in (cosines, rows, columns))
+        best = order[first]
+        self.cosines, self.rows, self.columns = cosines[best], rows[best], columns[best]
         if len(self.keys) > MAXIMUM_CANDIDATES:
             raise LrfaceError(
                 f"more than {MAXIMUM_CANDIDATES:,} pairs of identities have images whose cosine reaches "

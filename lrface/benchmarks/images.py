@@ -190,7 +190,7 @@ def open_images(
         return Images(open_source(path), str(path))
     if found.kind == "pack":
         pack = PackImages(found.path)
-        folds = contiguous_folds(len(pack.same)) if len(pack.same) > 1 else np.zeros(1)
+        folds = contiguous_folds(len(pack.same)) if len(pack.same) > 1 else np.zeros(1, np.int64)
         different = pack.left[~pack.same], pack.right[~pack.same]
         return Images(pack, str(found.path), False, _counts(pack.same, folds), different)
     assert found.pairs is not None
