@@ -390,6 +390,45 @@ def verify(
 
 
 @app.command()
+def calibrate(
+    model: Annotated[
+        str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")
+    ],
+    benchmark: Annotated[str, typer.Option("--benchmark", help="As for `lrface verify`.")] = "lfw",
+    far: Annotated[
+        float, typer.Option("--far", help="False accept rate wanted, above 0 and below 1.")
+    ] = 1e-3,
+    resolutions: Annotated[str, typer.Option("--resolutions", help="Sizes in pixels.")] = "112,56,28,14",
+    data: DataRoot = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")
+    ] = None,
+    flip: Annotated[
+        bool,
+        typer.Option(
+            "--flip/--no-flip", help="Add the features of the mirrored image, as `lrface compare` does."
+        ),
+    ] = True,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    json_output: Json = False,
+) -> None:
+    """Measure the threshold of a wanted false accept rate at each resolution, and store it with the model.
+
+    `lrface compare` and compare() of the embedding API then decide by it, at the resolution of the smaller face.
+    """
+    with errors_for_users():
+        from dataclasses import asdict
+
+        from lrface.calibrate import calibrate as measure
+        from lrface.calibrate import calibration_table
+
+        found = measure(
+            model, benchmark, far, parse_sizes(resolutions), data=data, pairs=pairs, flip=flip, device=device
+        )
+        print_json(asdict(found)) if json_output else print(calibration_table(found))
+
+
+@app.command()
 def embed(
     paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="Images and folders of images.")],
     model: Annotated[

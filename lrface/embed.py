@@ -14,10 +14,11 @@ import hashlib
 import json
 import math
 import os
+import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 import lrface
 from lrface.degrade.resolution import resize
 from lrface.errors import LrfaceError, UsageError
-from lrface.files import atomic_file
+from lrface.files import atomic_file, read_json
 from lrface.models.blocks import channels_last
 from lrface.progress import progress as progress_bar
 
@@ -405,13 +406,42 @@ def load_embedder(
                 f"precision {precision} is for safetensors models; an ONNX file computes as it was exported"
             )
         network = _OnnxNetwork(path, place, threads, colour, mean, std, output)
+        network.card.update(_kept_thresholds(path))
     else:
         for name, value in (("colour", colour), ("mean", mean), ("std", std), ("output", output)):
             if value is not None:
                 raise UsageError(f"{name} describes a .onnx file of others; {path} says itself what it takes")
         network = _load_torch(path, place, precision, threads)
     name = path.stem if path.is_file() else path.resolve().name
-    return FaceEmbedder(network, name, place, given, detector)
+    embedder = FaceEmbedder(network, name, place, given, detector)
+    if detector is None:
+        options = {"colour": colour, "mean": mean, "std": std, "output": output, **settings}
+        options["detector_model"] = options.pop("model")
+        if detector_model is not None:
+            options["detector_model"] = Path(detector_model).expanduser().resolve()
+        embedder._made_by = (path.resolve(), {"device": str(device), "precision": precision, **options})
+    return embedder
+
+
+def thresholds_file(model: str | Path) -> Path:
+    """Where a model's operating thresholds are: the card beside a .safetensors file, NAME.onnx.thresholds.json beside
+    an ONNX file."""
+    file = Path(model)
+    if file.suffix == ".safetensors":
+        return file.with_suffix(".json")
+    return file.with_name(f"{file.name}.thresholds.json")
+
+
+def _kept_thresholds(file: Path) -> dict[str, Any]:
+    """Thresholds measured for exactly this ONNX file; nothing where there are none."""
+    sidecar = thresholds_file(file)
+    if not sidecar.is_file():
+        return {}
+    kept = read_json(sidecar, "the thresholds of the model")
+    with file.open("rb") as opened:
+        if kept.get("model_sha256") != hashlib.file_digest(opened, "sha256").hexdigest():
+            return {}  # another file of the same name: compare() says that it is not calibrated
+    return {key: kept[key] for key in ("thresholds", "thresholds_measured") if key in kept}
 
 
 def _load_torch(path: Path, device: torch.device, precision: str, threads: int | None) -> _TorchNetwork:
@@ -538,7 +568,7 @@ class Comparison:
             "given": "the threshold given",
             "card": "the threshold on the model's card",
             "default": "an uncalibrated default threshold: this model's card has none, so measure it with "
-            "`lrface verify` or give your own",
+            "`lrface calibrate` or give your own",
         }[self.threshold_from]
         who, sign = ("same person", ">=") if self.verdict else ("different people", "<")
         return f"{who}: similarity {self.similarity:.3f} {sign} {self.threshold:.3f} ({origin})"
@@ -734,6 +764,32 @@ def _decoded(items: Sequence[_Item], workers: int) -> Iterator[tuple[_Item, np.n
 # --------------------------------------------------------------------------------------------------- embedder
 
 
+@dataclass(frozen=True)
+class _Call:
+    """Options of one call of :meth:`FaceEmbedder.embed`, checked."""
+
+    kind: str
+    faces: str
+    flip: bool
+    batch_size: int
+    on_error: str
+    fallback: str
+
+    def __post_init__(self) -> None:
+        from lrface.align.detect import FACE_RULES, FALLBACKS
+
+        for name, allowed in (
+            ("kind", KINDS),
+            ("faces", FACE_RULES),
+            ("on_error", ("raise", "skip")),
+            ("fallback", FALLBACKS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} must be one of {', '.join(allowed)}; found {getattr(self, name)!r}")
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1; found {self.batch_size}")
+
+
 class FaceEmbedder:
     """A network with everything around it; made by :func:`load_embedder`.
 
@@ -756,6 +812,8 @@ class FaceEmbedder:
         self._detector_settings = dict(detector_settings)
         self._own_detector = detector is not None
         self._detector = detector
+        # How load_embedder makes this once more, in another process.
+        self._made_by: tuple[Path, dict[str, Any]] | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -779,6 +837,11 @@ class FaceEmbedder:
         return self._network.input_size
 
     @property
+    def file(self) -> Path:
+        """The weights: a .safetensors or .onnx file."""
+        return self._network.file
+
+    @property
     def precision(self) -> str:
         """What the network computes in: "float32" or "bfloat16"."""
         return self._network.precision
@@ -796,7 +859,9 @@ class FaceEmbedder:
         detector: dict[str, Any]
         if self._own_detector:
             public = {key: value for key, value in vars(self._detector).items() if not key.startswith("_")}
-            plain = {key: value for key, value in public.items() if isinstance(value, int | float | str | tuple)}
+            plain = {
+                key: value for key, value in public.items() if isinstance(value, int | float | str | tuple)
+            }
             detector = {"detector": type(self._detector).__name__, **plain}
         else:
             detector = describe_detector(**self._detector_settings)
@@ -858,6 +923,7 @@ class FaceEmbedder:
         batch_size: int = 64,
         on_error: str = "raise",
         workers: int | None = None,
+        fallback: str = "skip",
     ) -> Embeddings:
         """Unit vectors of the faces in images.
 
@@ -879,6 +945,8 @@ class FaceEmbedder:
             on_error: "raise" stops at the first image that cannot be read or shows no face; "skip" lists it
                 in ``failures`` and goes on.
             workers: threads that decode files; None takes up to four.
+            fallback: what a photograph without a face gives: "skip", a failure, or "center", its largest centred
+                square, with score 0.
 
         Returns:
             :class:`Embeddings`. An empty list of images gives zero rows.
@@ -887,9 +955,8 @@ class FaceEmbedder:
             UsageError: an option or a type of image that is not listed above.
             LrfaceError: with on_error="raise", names the image and the reason.
         """
-        self._check_options(kind, faces, batch_size, on_error)
-        items = _items(images)
-        blocks = self._blocks(items, kind, faces, flip, batch_size, on_error, workers)
+        call = _Call(kind, faces, flip, batch_size, on_error, fallback)
+        blocks = self._blocks(_items(images), call, workers)
         return _joined(list(blocks), self.embedding_size)
 
     def similarity(self, a: np.ndarray | Embeddings, b: np.ndarray | Embeddings) -> np.ndarray:
@@ -910,7 +977,7 @@ class FaceEmbedder:
 
         The threshold is ``threshold``; else the one on the model's card measured nearest to the smaller
         effective resolution of the two faces (field ``thresholds``, {"112": cosine, "56": ...}); else
-        :data:`UNCALIBRATED_THRESHOLD`, which the result says. ``flip`` is on here, as in `lrface verify`,
+        :data:`UNCALIBRATED_THRESHOLD`, which the result says. ``flip`` is on here, as in `lrface calibrate`,
         where thresholds come from.
 
         Args:
@@ -940,30 +1007,7 @@ class FaceEmbedder:
             threshold, origin = UNCALIBRATED_THRESHOLD, "default"
         return Comparison(cosine, cosine >= threshold, threshold, origin, resolutions)
 
-    @staticmethod
-    def _check_options(kind: str, faces: str, batch_size: int, on_error: str) -> None:
-        from lrface.align.detect import FACE_RULES
-
-        for name, value, allowed in (
-            ("kind", kind, KINDS),
-            ("faces", faces, FACE_RULES),
-            ("on_error", on_error, ("raise", "skip")),
-        ):
-            if value not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}; found {value!r}")
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1; found {batch_size}")
-
-    def _blocks(
-        self,
-        items: Sequence[_Item],
-        kind: str,
-        faces: str,
-        flip: bool,
-        batch_size: int,
-        on_error: str,
-        workers: int | None,
-    ) -> Iterator[Embeddings]:
+    def _blocks(self, items: Sequence[_Item], call: "_Call", workers: int | None) -> Iterator[Embeddings]:
         """Embeddings of consecutive runs of images; each run is small enough to be in memory at once."""
         count = workers if workers is not None else min(4, os.cpu_count() or 1)
         waiting: list[tuple[_Item, np.ndarray | Tensor | _Unusable]] = []
@@ -972,45 +1016,39 @@ class FaceEmbedder:
             waiting.append((item, image))
             if not isinstance(image, _Unusable):
                 pixels += math.prod(_sides(image))
-            if len(waiting) >= batch_size or pixels >= _BLOCK_PIXELS:
-                yield self._block(waiting, kind, faces, flip, batch_size, on_error)
+            if len(waiting) >= call.batch_size or pixels >= _BLOCK_PIXELS:
+                yield self._block(waiting, call)
                 waiting, pixels = [], 0
         if waiting:
-            yield self._block(waiting, kind, faces, flip, batch_size, on_error)
+            yield self._block(waiting, call)
 
     def _block(
-        self,
-        images: Sequence[tuple[_Item, np.ndarray | Tensor | _Unusable]],
-        kind: str,
-        faces: str,
-        flip: bool,
-        batch_size: int,
-        on_error: str,
+        self, images: Sequence[tuple[_Item, np.ndarray | Tensor | _Unusable]], call: "_Call"
     ) -> Embeddings:
         found: dict[int, list[_Face] | _Unusable] = {}
         photos: list[tuple[_Item, np.ndarray]] = []
         for item, image in images:
             if isinstance(image, _Unusable):
                 found[item.index] = image
-            elif self._is_crop(image, kind):
+            elif self._is_crop(image, call.kind):
                 found[item.index] = self._crop(item, image)
             else:
                 photos.append((item, _as_photo(image)))
-        found.update(self._photo_faces(photos, faces))
+        found.update(self._photo_faces(photos, call))
         ready: list[_Face] = []
         failures: list[tuple[int, str]] = []
         for item, _ in images:
             result = found[item.index]
             if isinstance(result, _Unusable):
-                if on_error == "raise":
+                if call.on_error == "raise":
                     raise LrfaceError(f"{item.label}: {result}")
                 failures.append((item.index, str(result)))
             else:
                 ready += result
-        vectors, good = self._unit_vectors(ready, flip, batch_size)
+        vectors, good = self._unit_vectors(ready, call.flip, call.batch_size)
         for face in (face for face, fine in zip(ready, good, strict=True) if not fine):
             reason = "the network's features are zero or not finite: it is broken, or overflows here"
-            if on_error == "raise":
+            if call.on_error == "raise":
                 label = next(item.label for item, _ in images if item.index == face.source)
                 raise LrfaceError(f"{label}: {reason}")
             failures.append((face.source, reason))
@@ -1043,15 +1081,17 @@ class FaceEmbedder:
         ]
 
     def _photo_faces(
-        self, photos: Sequence[tuple[_Item, np.ndarray]], faces: str
+        self, photos: Sequence[tuple[_Item, np.ndarray]], call: _Call
     ) -> dict[int, list[_Face] | _Unusable]:
-        from lrface.align.detect import choose_faces
+        from lrface.align.detect import central_face, choose_faces
         from lrface.align.warp import effective_resolution, warp_face
 
         found: dict[int, list[_Face] | _Unusable] = {}
         detections = self.detector.detect([image for _, image in photos]) if photos else []
         for (item, image), each in zip(photos, detections, strict=True):
-            chosen = choose_faces(each, image.shape, faces)
+            chosen = choose_faces(each, image.shape, call.faces)
+            if not chosen and call.fallback == "center":
+                chosen = [central_face(*image.shape[:2])]
             try:
                 found[item.index] = [
                     _Face(
@@ -1123,6 +1163,9 @@ def embed_paths(
     flip: bool = False,
     batch_size: int = 64,
     workers: int | None = None,
+    fallback: str = "skip",
+    engine: str = "local",
+    address: str | None = None,
     progress: bool = True,
 ) -> EmbedSummary:
     """Embed files and folders of images into one file of vectors.
@@ -1144,7 +1187,12 @@ def embed_paths(
             (in a .npz the string array ``metadata``, JSON) has ``lrface_model``, ``lrface_model_sha256``,
             ``lrface_version``, and as JSON ``lrface_card`` and ``lrface_settings``. A file that is there
             already is replaced when the new one is whole.
-        kind, faces, flip, batch_size, workers: as in :meth:`FaceEmbedder.embed`.
+        kind, faces, flip, batch_size, fallback: as in :meth:`FaceEmbedder.embed`.
+        engine: "local", or "ray": workers are actors of a Ray cluster, one thread each, and embed one part at a
+            time; ``paths`` and ``out`` must lie where every machine sees them. Needs an embedder that
+            :func:`load_embedder` made without a detector of your own.
+        workers: "local": as in :meth:`FaceEmbedder.embed`; "ray": actors, None for one a CPU (or GPU).
+        address: of the Ray cluster; None starts one on this machine for the run.
         progress: draw a bar on standard error.
 
     Raises:
@@ -1153,7 +1201,15 @@ def embed_paths(
             cannot be written.
     """
     started = time.monotonic()
-    embedder._check_options(kind, faces, batch_size, "skip")
+    call = _Call(kind, faces, flip, batch_size, "skip", fallback)
+    if engine not in ("local", "ray"):
+        raise UsageError(f"engine must be local or ray; found {engine!r}")
+    if address is not None and engine != "ray":
+        raise UsageError("address is that of a Ray cluster: give engine ray with it")
+    if engine == "ray" and embedder._made_by is None:
+        raise UsageError(
+            "engine ray makes the embedder once more on each machine, which a detector of your own bars"
+        )
     out = Path(out)
     if out.suffix not in _MERGERS:
         raise UsageError(
@@ -1161,7 +1217,7 @@ def embed_paths(
         )
     failures_file = out.with_name(out.name + ".failures.csv")
     files = find_images(paths)
-    settings = {"kind": kind, "faces": faces, "flip": flip, **embedder._settings()}
+    settings = {"kind": kind, "faces": faces, "flip": flip, "fallback": fallback, **embedder._settings()}
     metadata = {
         "lrface_model": embedder.name,
         "lrface_model_sha256": embedder.model_sha256,
@@ -1179,18 +1235,25 @@ def embed_paths(
         if name.exists()
     )
     with progress_bar(len(files), "embed", unit="images", initial=done, enabled=progress) as bar:
-        for start, name in zip(starts, names, strict=True):
-            if name.exists():
-                continue
-            items = [_Item(i, str(file), file) for i, file in enumerate(files[start : start + _PART_IMAGES])]
-            blocks = []
-            for block in embedder._blocks(items, kind, faces, flip, batch_size, "skip", workers):
-                blocks.append(block)
-                tried = len(set(block.source.tolist()) | {index for index, _ in block.failures})
-                bar.advance(tried)
-            _write_part(
-                name, [item.label for item in items], _joined(blocks, embedder.embedding_size), metadata
-            )
+        missing = [(start, name) for start, name in zip(starts, names, strict=True) if not name.exists()]
+        tasks = (
+            ([str(file) for file in files[start : start + _PART_IMAGES]], name) for start, name in missing
+        )
+        if engine == "local":
+            for labels, name in tasks:
+                _embed_part(embedder, labels, labels, name, call, metadata, workers, bar.advance)
+        elif missing:
+            from lrface.cluster import on_ray
+
+            assert embedder._made_by is not None
+            crew = _RayCrew(*embedder._made_by, embedder.model_sha256, call, metadata)
+            given = [
+                (labels, [os.path.abspath(label) for label in labels], name.resolve())
+                for labels, name in tasks
+            ]
+            gpus = 1 if embedder._device.type == "cuda" else 0
+            for at, _ in on_ray(crew.worker, given, workers, address, gpus):
+                bar.advance(len(given[at][0]))
     summary = _merge(names, out, failures_file, len(files), metadata, started)
     _remove(parts)
     if summary.faces == 0:
@@ -1199,6 +1262,57 @@ def embed_paths(
             "reasons"
         )
     return summary
+
+
+def _embed_part(
+    embedder: FaceEmbedder,
+    labels: Sequence[str],
+    paths: Sequence[str],
+    name: Path,
+    call: _Call,
+    metadata: Mapping[str, str],
+    workers: int | None,
+    advance: Callable[[int], None],
+) -> None:
+    """Embed the files ``paths``, called ``labels``, into the part ``name``."""
+    blocks = []
+    items = [_Item(i, label, path) for i, (label, path) in enumerate(zip(labels, paths, strict=True))]
+    for block in embedder._blocks(items, call, workers):
+        blocks.append(block)
+        advance(len(set(block.source.tolist()) | {index for index, _ in block.failures}))
+    _write_part(name, labels, _joined(blocks, embedder.embedding_size), metadata)
+
+
+@dataclass(frozen=True)
+class _RayCrew:
+    """What an actor needs to embed parts."""
+
+    model: Path
+    options: dict[str, Any]
+    model_sha256: str
+    call: _Call
+    metadata: dict[str, str]
+
+    def worker(self) -> "Callable[[tuple[list[str], list[str], Path]], None]":
+        """Made in the actor's process. Raises LrfaceError where it cannot work."""
+        torch.set_num_threads(1)
+        embedder = load_embedder(self.model, threads=1, **self.options)
+        if embedder.model_sha256 != self.model_sha256:
+            raise LrfaceError(
+                f"{embedder.file} on {platform.node()} is another file than here; every machine of the cluster must "
+                "see the same model"
+            )
+
+        def work(task: tuple[list[str], list[str], Path]) -> None:
+            labels, paths, name = task
+            if not name.parent.is_dir():
+                raise LrfaceError(
+                    f"{name.parent} is not there on {platform.node()}: images and OUT must lie where every machine "
+                    "of the cluster sees them"
+                )
+            _embed_part(embedder, labels, paths, name, self.call, self.metadata, 1, lambda _: None)
+
+        return work
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:

@@ -1,0 +1,142 @@
+"""verify_models and calibrate on a small benchmark of drawn faces with a network whose weights the test makes."""
+
+import json
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from lrface import load_embedder
+from lrface.benchmarks.packs import write_pack
+from lrface.calibrate import calibrate, threshold_at
+from lrface.cli import app
+from lrface.data.synthetic import SyntheticFaces, verification_pairs
+from lrface.errors import LrfaceError
+from lrface.evaluation import verify_models
+from lrface.models import build_backbone
+from lrface.train.checkpoint import make_card, save_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two random networks and a pack of 40 pairs."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    arguments = {"width": 8, "embedding_size": 16}
+    for name, seed in (("first", 0), ("second", 1)):
+        torch.manual_seed(seed)
+        encoder = build_backbone("ir18", **arguments).eval()
+        save_model(folder / name, encoder, make_card({"name": "ir18", "arguments": arguments}, encoder, {}))
+    faces = SyntheticFaces(12, 4)
+    left, right, same = verification_pairs(faces, 40)
+    images = [
+        cv2.imencode(".png", faces.image(int(index))[..., ::-1])[1].tobytes()
+        for pair in zip(left, right, strict=True)
+        for index in pair
+    ]
+    write_pack(folder / "drawn.bin", images, same)
+    return folder
+
+
+def test_models_are_compared_pair_by_pair(place, tmp_path):
+    models = [str(place / "first"), str(place / "second")]
+    run = verify_models(models, [str(place / "drawn.bin")], (112, 14), cache=tmp_path, show_progress=False)
+    assert [(row["model"], row["probe_size"]) for row in run.rows] == [
+        (m, s) for m in models for s in (112, 14)
+    ]
+    assert len(run.comparisons) == 2 and set(run.areas) == set(models)
+    for row, compared in zip(run.rows[:2], run.comparisons, strict=True):
+        other = next(r for r in run.rows[2:] if r["probe_size"] == row["probe_size"])
+        assert compared["difference"] == pytest.approx(other["accuracy"] - row["accuracy"], abs=1e-3)
+        assert compared["interval"][0] <= compared["difference"] <= compared["interval"][1]
+    again = verify_models(models, [str(place / "drawn.bin")], (112, 14), cache=tmp_path, show_progress=False)
+    assert json.dumps(again.to_json()) == json.dumps(run.to_json())
+    alone = verify_models(
+        models[:1], [str(place / "drawn.bin")], (112, 14), keep_features=False, show_progress=False
+    )
+    assert alone.rows == run.rows[:2] and not alone.comparisons
+
+
+def test_threshold_by_hand():
+    scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    same = [True, False, True, False, False, False]
+    # one of four strangers may pass: the threshold lies above the second of them
+    threshold = threshold_at(scores, same, 0.25)
+    assert 0.6 < threshold < 0.6 + 1e-9
+    assert 0.5 < threshold_at(scores, same, 0.5) < 0.5 + 1e-9
+    with pytest.raises(LrfaceError, match="at least 5 are needed"):
+        threshold_at(scores, same, 0.2)
+
+
+def test_thresholds_are_stored_with_the_model_and_used(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("LRFACE_CACHE", str(tmp_path))
+    model, pack = str(place / "first"), str(place / "drawn.bin")
+    before = load_embedder(model)
+    faces = SyntheticFaces(2, 2)
+    assert before.compare(faces.image(0), faces.image(1)).threshold_from == "default"
+    arguments = [
+        "calibrate",
+        "--model",
+        model,
+        "--benchmark",
+        pack,
+        "--far",
+        "0.1",
+        "--resolutions",
+        "112,28",
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "wanted FAR 1e-1" in done.stdout
+    embedder = load_embedder(model)
+    assert set(embedder.card["thresholds"]) == {"112", "28"}
+    assert embedder.card["thresholds_measured"]["impostor_pairs"] == 20
+    compared = embedder.compare(faces.image(0), faces.image(1))
+    assert compared.threshold_from == "card" and compared.threshold in embedder.card["thresholds"].values()
+    run = verify_models([model], [pack], (112, 28), show_progress=False)
+    (found,) = run.evaluations.values()
+    for scores, size in zip(found.scores, (112, 28), strict=True):
+        passing = scores[~found.benchmark.same] >= embedder.card["thresholds"][str(size)]
+        assert passing.sum() <= 2  # of 20
+    refused = CliRunner().invoke(app, [*arguments[:-4], "--far", "0.001"])
+    assert refused.exit_code == 1 and "at least 1000 are needed" in refused.output
+
+
+def test_verify_prints_matrix_and_conditions(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("LRFACE_CACHE", str(tmp_path))
+    arguments = ["verify", "--model", str(place / "first"), "--benchmark", str(place / "drawn.bin")]
+    done = CliRunner().invoke(
+        app, [*arguments, "--resolutions", "112,28", "--matrix", "--degrade", "jpeg=20,size=28"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "gallery size (down) x probe size (across)" in done.stdout
+    assert "28 jpeg=20 x 28 jpeg=20" in done.stdout
+    done = CliRunner().invoke(app, [*arguments, "--json", "--resolutions", "112"])
+    found = json.loads(done.stdout)
+    assert set(found) == {"results", "resolution_areas", "comparisons"} and len(found["results"]) == 1
+
+
+def write_onnx(path, seed):
+    """Means of 28 x 28 pixels, times a random matrix."""
+    matrix = np.random.default_rng(seed).normal(size=(48, 16)).astype(np.float32)
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[28, 28], strides=[28, 28]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["embedding"]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 112, 112])
+    out = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 16])
+    graph = helper.make_graph(nodes, "tiny", [image], [out], [numpy_helper.from_array(matrix, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_an_onnx_file_gets_its_thresholds_beside_it(place, tmp_path):
+    model = tmp_path / "tiny.onnx"
+    write_onnx(model, seed=0)
+    calibrate(str(model), str(place / "drawn.bin"), 0.1, (112,), cache=tmp_path, show_progress=False)
+    assert set(load_embedder(model).card["thresholds"]) == {"112"}
+    write_onnx(model, seed=1)
+    assert "thresholds" not in load_embedder(model).card  # they belong to another file
