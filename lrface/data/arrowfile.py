@@ -51,10 +51,14 @@ def _read_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
             raise ValueError("it does not end as an Arrow file does: it was cut off")
     mapped.seek(8 if is_file else 0)
     messages = pa.ipc.MessageReader.open_stream(mapped)
-    first = messages.read_next_message()
+    try:
+        first = messages.read_next_message()
+    except StopIteration:
+        raise ValueError("it holds no message") from None
     if first.type != "schema":
         raise ValueError(f"it begins with a message of the kind {first.type!r}")
     schema = pa.ipc.read_schema(first)
+    str(schema)  # raises where a name is no UTF-8
     batches = []
     while True:
         try:

@@ -16,8 +16,8 @@ from lrface.errors import LrfaceError
 Encoded = bytes | memoryview | np.ndarray
 """An image file in memory; arrays are uint8 [n]."""
 
-MAX_PIXELS = 64 << 20
-"""Most pixels of a face crop or photograph that is decoded: 64 megapixels are 192 MB."""
+MAX_PIXELS = 16 << 20
+"""Most pixels of a picture that is decoded, 4096 x 4096: OpenCV's PNG decoder takes up to 32 bytes for each."""
 MAX_SCANS = 200
 """Most passes of a progressive JPEG; real ones have about ten, and each costs as much as the whole picture."""
 
@@ -62,6 +62,7 @@ def _read_header(view: memoryview) -> ImageHeader:
         if start[12:16] != b"IHDR":
             raise BrokenImage("it is a PNG file without its header chunk")
         width, height = struct.unpack_from(">II", start, 16)
+        _check_chunks(view)
         return ImageHeader("png", height, width)
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return _read_webp(start)
@@ -76,6 +77,18 @@ def _read_header(view: memoryview) -> ImageHeader:
     if not len(view):
         raise BrokenImage("it is empty")
     raise BrokenImage(f"it is no JPEG, PNG, BMP, WebP or TIFF file (it starts with {start[:8].hex(' ')})")
+
+
+def _check_chunks(view: memoryview) -> None:
+    """Refuse a PNG with a chunk that is longer than the file: OpenCV allocates what the chunk says, up to 2 GB."""
+    position, length = 8, len(view)
+    while position + 12 <= length:
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
+        if end > length:
+            raise BrokenImage("it is a PNG file with a chunk that ends behind it (damaged or cut off)")
+        if view[position + 4 : position + 8] == b"IEND":
+            return
+        position = end
 
 
 def _read_jpeg(view: memoryview) -> ImageHeader:

@@ -10,8 +10,8 @@ from lrface.errors import LrfaceError
 from lrface.files import read_json, write_text
 
 IDENTITIES_NAME = "identities.json"
-MAX_IDENTITIES = 10_000_000
-"""Labels above this are damage: the largest public set has 4 million identities."""
+FREE_IDENTITIES = 1_000_000
+"""Labels without names may run this far in a set of any size, and further only where there are as many images."""
 LAYOUTS = (
     "packed data (a folder with index.json), InsightFace RecordIO (train.rec), a folder of identity folders of aligned "
     "crops, Parquet or Arrow files (.parquet, .arrow), WebDataset shards (.tar), or a bcolz carray with NAME_labels.npy"
@@ -88,14 +88,16 @@ def identity_names(labels: np.ndarray, name: str | Path) -> list[str]:
     """Names for identities that have none: their labels, with zeros in front so that they sort as the numbers do.
 
     Raises:
-        LrfaceError: a label below 0 or above ``MAX_IDENTITIES``, which no data set has: the labels are damaged.
+        LrfaceError: a label below 0, or so far above the number of images that the labels must be damaged.
     """
     if not len(labels):
         return []
     smallest, largest = int(labels.min()), int(labels.max())
-    if smallest < 0 or largest >= MAX_IDENTITIES:
+    limit = max(FREE_IDENTITIES, len(labels))
+    if smallest < 0 or largest >= limit:
         raise LrfaceError(
-            f"{name}: labels run from {smallest} to {largest}; they should be 0 to {MAX_IDENTITIES - 1} at most"
+            f"{name}: labels run from {smallest} to {largest}; labels of {len(labels)} images should be 0 to "
+            f"{limit - 1} at most"
         )
     width = len(str(largest))
     return [f"{label:0{width}d}" for label in range(largest + 1)]

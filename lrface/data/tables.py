@@ -323,14 +323,11 @@ class _ParquetPart(_Part):
         if min(counts, default=0) < 0 or self.rows > file.stat().st_size:
             raise LrfaceError(f"{file}: says {self.rows} rows in {file.stat().st_size} bytes: it is damaged")
         for number, group in enumerate(groups):
-            columns = [group.column(each) for each in range(group.num_columns)]
-            size = sum(
-                column.total_uncompressed_size for column in columns if column.path_in_schema == self._leaf
-            )
-            if not 0 <= size <= MAX_GROUP_BYTES:
+            # Not that of the image column: pyarrow ends the process where the description of a column is damaged.
+            if not 0 <= group.total_byte_size <= MAX_GROUP_BYTES:
                 raise LrfaceError(
-                    f"{file}: row group {number} holds {size} bytes of images, more than {MAX_GROUP_BYTES}; write the "
-                    "file again with smaller row groups"
+                    f"{file}: row group {number} has {group.total_byte_size} bytes, more than {MAX_GROUP_BYTES}; write "
+                    "the file again with smaller row groups"
                 )
         self._ends = np.cumsum(counts, dtype=np.int64)
 
@@ -338,7 +335,7 @@ class _ParquetPart(_Part):
         from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(
+            opened = parquet.ParquetFile(
                 self.file,
                 read_dictionary=list(as_dictionary),
                 memory_map=True,
@@ -346,6 +343,8 @@ class _ParquetPart(_Part):
                 thrift_string_size_limit=64 << 20,
                 thrift_container_size_limit=4 << 20,
             )
+            str(opened.schema_arrow)  # raises where a name is no UTF-8
+            return opened
         except ARROW_ERRORS as error:
             raise LrfaceError(f"{self.file}: is not a readable Parquet file ({error})") from error
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from lrface.data.decode import EncodedFaces
-from lrface.data.source import MAX_IDENTITIES, identity_names
+from lrface.data.source import identity_names
 from lrface.errors import LrfaceError
 
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "bmp")
@@ -245,8 +245,8 @@ class WebDatasetSource(EncodedFaces):
             raise LrfaceError(
                 f"{place}: an image without a label; expected {sample.key}.cls or .json with 'label'"
             )
-        if not 0 <= found < MAX_IDENTITIES:
-            raise LrfaceError(f"{place}: the label {found} is not between 0 and {MAX_IDENTITIES - 1}")
+        if not 0 <= found < 1 << 40:
+            raise LrfaceError(f"{place}: the label {found} is no number of an identity")
         return found
 
     def _fields(self, number: int, start: int, size: int, place: str) -> dict[str, Any]:
