@@ -44,6 +44,9 @@ MAXIMUM_STRANGERS = 2_000_000
 LEAST_OBSERVED = 10
 """So many pairs of strangers must lie above a threshold that is read off their scores."""
 
+BLOCK_NUMBERS = 2**24
+"""Cosines that are held at once: 64 MiB."""
+
 MAXIMUM_CANDIDATES = 20_000_000
 REASONS = {
     "name": "same name",
@@ -484,7 +487,7 @@ def _by_embedding(
     nearest = np.full(len(others), -1, np.int64)
     nearest_cosine = np.full(len(others), -2.0, np.float32)
     place = compute_device(device)
-    rows_at_once = max(1, min(len(vectors), 2**24 // max(1, len(others))))
+    rows_at_once = max(1, min(len(vectors), BLOCK_NUMBERS // max(1, len(others))))
     columns = torch.from_numpy(others).to(place).T
     with (
         progress(len(vectors), "compare", enabled=show_progress) as bar,
