@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrface.benchmarks.protocols import is_image_name
+from lrface.data.carray import find_pairs
 from lrface.errors import LrfaceError, UsageError
 
 DEFAULT_ROOT = Path("~/.cache/lrface")
@@ -138,8 +139,8 @@ class FoundBenchmark:
 
     Attributes:
         name: what rows of a result are called.
-        kind: ``"pack"`` (an InsightFace .bin), ``"packed"`` (a packed directory and a pairs file) or
-            ``"folder"`` (image files, in folders or not, and a pairs file).
+        kind: ``"pack"`` (an InsightFace .bin), ``"bcolz"`` (a carray or memfile and NAME_list.npy), ``"packed"`` (a
+            packed directory and a pairs file) or ``"folder"`` (image files, in folders or not, and a pairs file).
         path: the pack, the packed directory, or the folder below which photographs are named.
         pairs: the file or folder of pairs, see :mod:`lrface.benchmarks.protocols`; None for a pack.
     """
@@ -205,6 +206,7 @@ def describe_layouts() -> str:
         "A benchmark is a known name "
         f"({', '.join(KNOWN_BENCHMARKS)}), or a path to one of:\n"
         "  FILE.bin                  an InsightFace verification pack\n"
+        "  FOLDER/NAME               a bcolz carray or memfile, with FOLDER/NAME_list.npy\n"
         "  FOLDER/pairs.txt          pairs in LFW's format, beside\n"
         "    FOLDER/images/NAME/NAME_0001.jpg   photographs, or aligned crops of 112x112 pixels\n"
         "    FOLDER/NAME/NAME_0001.jpg          the same without the folder images\n"
@@ -293,6 +295,9 @@ def _locate_path(path: Path, pairs: Path | None) -> FoundBenchmark:
 
 def _folder(path: Path, name: str, pairs: Path | None) -> FoundBenchmark | None:
     """The benchmark in a folder with pairs.txt (or the pairs given), None when its layout is not known."""
+    carray_pairs = find_pairs(path) if pairs is None else None
+    if carray_pairs is not None:
+        return FoundBenchmark(name, "bcolz", path, carray_pairs)
     pairs_file = pairs if pairs is not None else path / PAIRS_NAME
     if not pairs_file.is_file() and not (pairs is not None and pairs_file.is_dir()):
         return None

@@ -154,6 +154,7 @@ def load_benchmark(
     - a known name (``lfw``, ``agedb30``, ``cfp_fp``, ``cfp_ff``, ``calfw``, ``cplfw``, ``vgg2_fp``), looked
       for in ``data``, then ``$LRFACE_DATA``, then ``~/.cache/lrface``;
     - an InsightFace verification pack, ``FILE.bin``;
+    - a bcolz carray or memfile of InsightFace_Pytorch or AdaFace, ``NAME/`` with ``NAME_list.npy`` beside it;
     - a folder with ``pairs.txt`` in LFW's format beside photographs or aligned crops
       (``images/NAME/NAME_0001.jpg`` or ``NAME/NAME_0001.jpg``);
     - a folder of CFP, AgeDB, CALFW or CPLFW as their authors give it out, of photographs or of aligned crops
@@ -167,6 +168,7 @@ def load_benchmark(
         UsageError: an unknown name, or a folder of no known layout.
         LrfaceError: a known benchmark that is not there (the message says what to put where), or broken data.
     """
+    from lrface.benchmarks.carrays import load_carray
     from lrface.benchmarks.lfw import load_pairs_folder
     from lrface.benchmarks.locate import locate_benchmark
     from lrface.benchmarks.packs import load_pack
@@ -174,6 +176,8 @@ def load_benchmark(
     found = locate_benchmark(benchmark, data=data, pairs=pairs)
     if found.kind == "pack":
         return load_pack(found.path, found.name)
+    if found.kind == "bcolz":
+        return load_carray(found.path, found.name, show_progress)
     return load_pairs_folder(found, cache=cache, workers=workers, show_progress=show_progress)
 
 

@@ -51,6 +51,17 @@ def _name(path: Path) -> Path:
     return path.parent if path.name == "memfile" else path
 
 
+def pairs_path(path: str | Path) -> Path:
+    """NAME_list.npy of the carray or memfile ``path``."""
+    name = _name(Path(path))
+    return name.with_name(f"{name.name}_list.npy")
+
+
+def find_pairs(path: str | Path) -> Path | None:
+    """The list of pairs of the carray or memfile ``path``; None when it is none, or has no such list."""
+    return pairs_path(path) if is_carray(path) and pairs_path(path).is_file() else None
+
+
 def to_pixels(values: np.ndarray, place: str) -> np.ndarray:
     """float32 [3, h, w], BGR, in [-1, 1] -> uint8 [h, w, 3], RGB: exactly what :func:`from_pixels` was given.
 
@@ -269,7 +280,7 @@ class CarraySource(CarrayPixels):
         name = _name(self.path)
         place = name.with_name(f"{name.name}_labels.npy")
         if not place.is_file():
-            pairs = name.with_name(f"{name.name}_list.npy")
+            pairs = pairs_path(self.path)
             raise LrfaceError(
                 f"{self.path}: {place.name} with the labels is missing beside it"
                 + (
