@@ -131,7 +131,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LrfaceError(f"{path} ({what}) does not exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LrfaceError(f"{path} ({what}) cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise LrfaceError(f"{path} ({what}) must hold a JSON object; found {type(value).__name__}")

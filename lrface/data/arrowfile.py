@@ -59,7 +59,7 @@ def _read_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
         raise ValueError(f"it begins with a message of the kind {first.type!r}")
     schema = pa.ipc.read_schema(first)
     str(schema)  # raises where a name is no UTF-8
-    batches = []
+    batches: list[pa.RecordBatch] = []
     while True:
         try:
             message = messages.read_next_message()
@@ -144,7 +144,7 @@ class BinaryColumn:
                 raise LrfaceError(f"{what} is damaged: its offsets lie outside its {len(data)} bytes")
             self.starts.append(self.rows)
             # A memoryview gives Python's integers three times as fast as an array does.
-            self._offsets.append(memoryview(offsets))
+            self._offsets.append(offsets.data)
             self._data.append(data)
             self.rows += count
 

@@ -91,7 +91,7 @@ class Face(NamedTuple):
     data: bytes | None
     kind: str
     pixels: np.ndarray | None
-    index: int
+    number: int
     label: int
     source: str
 
@@ -134,7 +134,7 @@ class _Arrow:
 
     def add(self, face: Face) -> None:
         data = _file(face)
-        known = {name: column[face.index] for name, column in self._known.items()}
+        known = {name: column[face.number] for name, column in self._known.items()}
         self._rows.append(
             {
                 "image": data,
@@ -245,7 +245,7 @@ class _Folder:
         if not dot:
             stem, suffix = suffix, ""
         keeps = suffix.lower() in (kind, {"jpg": "jpeg", "tif": "tiff"}.get(kind))
-        number = f"{face.index:0{self._digits}d}"
+        number = f"{face.number:0{self._digits}d}"
         stem = re.sub(r"[\\\0]", "_", stem).lstrip(".").encode()[:200].decode("utf-8", "ignore") or number
         data = _file(face)
         for name in (stem, f"{stem}-{number}"):

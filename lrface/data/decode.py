@@ -6,6 +6,7 @@ its first bytes; that is checked in a few microseconds before OpenCV allocates a
 
 import io
 import struct
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -44,7 +45,9 @@ def read_header(data: Encoded) -> ImageHeader:
     Raises:
         BrokenImage: no known format, a damaged header, or no pixels.
     """
-    view = memoryview(data).cast("B") if not isinstance(data, memoryview) else data
+    view = (
+        data if isinstance(data, memoryview) else memoryview(data) if isinstance(data, bytes) else data.data
+    )
     try:
         header = _read_header(view)
     except (struct.error, IndexError):
@@ -151,8 +154,10 @@ def _read_tiff(view: memoryview) -> ImageHeader:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(view), formats=("TIFF",)) as image:
-            width, height = image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is judged by size and by decoding
+            with Image.open(io.BytesIO(view), formats=("TIFF",)) as image:
+                width, height = image.size
     except Exception as error:  # Pillow raises whatever a damaged directory leads to
         raise BrokenImage(f"it is a damaged TIFF file ({error})") from None
     return ImageHeader("tiff", height, width)

@@ -49,14 +49,12 @@ def find_tables(path: str | Path) -> list[Path]:
         )
     if (path / "state.json").is_file():
         listed = read_json(path / "state.json", "state of a Hugging Face data set").get("_data_files")
-        names = (
-            [entry.get("filename") for entry in listed or [] if isinstance(entry, dict)]
-            if isinstance(listed, list)
-            else []
-        )
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        entries = listed if isinstance(listed, list) else []
+        names = [entry.get("filename") for entry in entries if isinstance(entry, dict)]
+        good = [name for name in names if isinstance(name, str) and name and Path(name).name == name]
+        if not good or len(good) != len(entries):
             raise LrfaceError(f"{path / 'state.json'}: field '_data_files' should list the files beside it")
-        return [path / name for name in names]
+        return [path / name for name in good]
     files: list[Path] = []
     for folder in (path, path / "data"):
         if folder.is_dir() and not files:
