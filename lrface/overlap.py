@@ -430,8 +430,8 @@ def calibrate(test: Images, vectors: NDArray[np.float32], false_accept_rate: flo
         left, right = test.different
     else:
         left, right = _strangers(test.source.labels)
-    known = vectors.any(axis=1)
-    usable = known[left] & known[right]
+    known = np.asarray(vectors.any(axis=1))
+    usable = np.flatnonzero(known[left] & known[right])
     left, right = left[usable], right[usable]
     if len(left) < 100:
         raise UsageError(

@@ -1,11 +1,13 @@
 """A benchmark, or any training data, as a source of images: for questions about data rather than about a model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrface.benchmarks.carrays import load_carray
 from lrface.benchmarks.locate import FoundBenchmark, locate_benchmark
 from lrface.benchmarks.metrics import contiguous_folds
 from lrface.benchmarks.packs import read_pack
@@ -36,38 +38,62 @@ class Images:
     different: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
 
-class PackImages(EncodedFaces):
-    """The distinct images of a verification pack (.bin), in order of appearance.
+class _Distinct:
+    """Images of pairs without names; those that occur more than once are held once, in order of appearance.
 
-    ``identities`` are the groups that the pack's same pairs join, named group-0, group-1, ... by their first
-    image; ``left``, ``right`` int64 [p] and ``same`` bool [p] are the pairs.
+    ``identities`` are the groups that same pairs join, named group-0, group-1, ... by their first image;
+    ``left``, ``right`` int64 [p] and ``same`` bool [p] are the pairs, ``positions`` int64 [n] the places where
+    the images appear first.
     """
+
+    def __init__(self, contents: Iterable[bytes], same: NDArray[np.bool_]):
+        numbers: dict[bytes, int] = {}
+        indices = np.array([numbers.setdefault(one, len(numbers)) for one in contents], dtype=np.int64)
+        self.distinct = list(numbers)
+        self.positions = np.unique(indices, return_index=True)[1]
+        self.left, self.right, self.same = indices[0::2], indices[1::2], same
+        self.labels = joined_groups(len(numbers), self.left[same], self.right[same])
+        self.identities = [f"group-{number}" for number in range(int(self.labels.max()) + 1)]
+
+    def __len__(self) -> int:
+        return len(self.distinct)
+
+    def sources(self) -> list[str]:
+        """The place of each image among those of the pairs, where it appears first."""
+        return [f"image {position}" for position in self.positions]
+
+
+class PackImages(_Distinct, EncodedFaces):
+    """The distinct images of a verification pack (.bin)."""
 
     format = "verification pack"
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        encoded, self.same = read_pack(self.path)
-        numbers: dict[bytes, int] = {}
-        indices = np.array([numbers.setdefault(one, len(numbers)) for one in encoded], dtype=np.int64)
-        self._encoded = list(numbers)
-        self.positions = np.unique(indices, return_index=True)[1]
-        self.left, self.right = indices[0::2], indices[1::2]
-        self.labels = joined_groups(len(numbers), self.left[self.same], self.right[self.same])
-        self.identities = [f"group-{number}" for number in range(int(self.labels.max()) + 1)]
-
-    def __len__(self) -> int:
-        return len(self._encoded)
+        super().__init__(*read_pack(self.path))
 
     def encoded(self, index: int) -> bytes:
-        return self._encoded[index]
+        return self.distinct[index]
 
     def place(self, index: int) -> str:
         return f"{self.path}: image {self.positions[index]}"
 
-    def sources(self) -> list[str]:
-        """The place of each image in the pack, where it appears first."""
-        return [f"image {position}" for position in self.positions]
+
+class CarrayImages(_Distinct):
+    """The distinct images of a carray or memfile with a list of pairs; they are held in memory."""
+
+    format = "bcolz or memfile with pairs"
+
+    def __init__(self, path: str | Path, show_progress: bool = True):
+        benchmark = load_carray(path, Path(path).name, show_progress)
+        self._shape = benchmark.images.shape[1:]
+        super().__init__((image.tobytes() for image in benchmark.images), benchmark.same)
+
+    def image(self, index: int) -> np.ndarray:
+        return np.frombuffer(self.distinct[index], np.uint8).reshape(self._shape)
+
+    def encoded(self, index: int) -> None:
+        return None
 
 
 def joined_groups(count: int, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -188,8 +214,8 @@ def open_images(
     found = _benchmark(path, data)
     if found is None:
         return Images(open_source(path), str(path))
-    if found.kind == "pack":
-        pack = PackImages(found.path)
+    if found.kind in ("pack", "bcolz"):
+        pack = PackImages(found.path) if found.kind == "pack" else CarrayImages(found.path, show_progress)
         folds = contiguous_folds(len(pack.same)) if len(pack.same) > 1 else np.zeros(1, np.int64)
         different = pack.left[~pack.same], pack.right[~pack.same]
         return Images(pack, str(found.path), False, _counts(pack.same, folds), different)

@@ -157,13 +157,14 @@ def describe_source(source: FaceSource, path: str, named: bool = True) -> Source
     """
     images = len(source)
     chosen = spread(images, HEADERS_AT_MOST)
-    decoded_at = set(spread(images, DECODED_AT_MOST).tolist())
+    decoded_at = set(chosen[spread(len(chosen), DECODED_AT_MOST)].tolist())
     sizes: Counter[tuple[int, int]] = Counter()
     encodings: Counter[str] = Counter()
     lengths: list[int] = []
     stored_pixels = images > 0 and _encoded(source, 0) is None
     if stored_pixels:
         chosen = spread(images, DECODED_AT_MOST)
+        decoded_at = set(chosen.tolist())
     redder = grey = decoded = unreadable = 0
     for index in chosen.tolist():
         encoded = None if stored_pixels else _encoded(source, index)

@@ -8,6 +8,7 @@ import pytest
 
 from lrface.benchmarks.images import (
     AlignedImages,
+    CarrayImages,
     PackImages,
     PhotographFiles,
     describe,
@@ -96,6 +97,28 @@ def test_a_pack_is_its_distinct_images_in_groups_of_one_person(pack):
     assert [side.tolist() for side in images.different] == [[0], [3]]
     info, _ = describe(pack)
     assert (info.images, info.identities, info.format) == (4, 0, "verification pack")
+
+
+def test_a_carray_with_pairs_is_what_the_pack_is(pack, tmp_path):
+    from lrface.benchmarks.packs import load_pack
+    from lrface.data.carray import CarrayWriter
+
+    packed = load_pack(pack)
+    indices = np.stack([packed.left, packed.right], axis=1).reshape(-1)
+    (tmp_path / "small").mkdir()
+    writer = CarrayWriter(tmp_path / "small", (112, 112), len(indices))
+    for index in indices:
+        writer.add(packed.images[index])
+    writer.close()
+    np.save(tmp_path / "small_list.npy", packed.same)
+    images, of_pack = open_images(tmp_path / "small", show_progress=False), open_images(pack)
+    assert isinstance(images.source, CarrayImages)
+    assert (images.named, images.pairs) == (False, of_pack.pairs)
+    assert images.source.labels.tolist() == of_pack.source.labels.tolist()
+    for index in range(len(of_pack.source)):
+        np.testing.assert_array_equal(images.source.image(index), of_pack.source.image(index))
+    info, _ = describe(tmp_path / "small")
+    assert "BGR by the convention" in info.colour
 
 
 def test_training_data_beside_packs_is_training_data(lfw, pack):

@@ -80,8 +80,9 @@ def test_stored_pixels_say_so_and_the_order_by_convention_is_named():
 
 def test_large_sets_are_judged_by_a_sample_and_that_is_said(folder, monkeypatch):
     monkeypatch.setattr("lrface.data.info.HEADERS_AT_MOST", 3)
+    monkeypatch.setattr("lrface.data.info.DECODED_AT_MOST", 2)
     info = describe_source(FolderSource(folder), "faces")
-    assert info.headers == 3
+    assert (info.headers, info.decoded + info.unreadable) == (3, 2)
     assert info.images == 8
     assert "3 evenly spread of the images' headers" in str(info)
 
