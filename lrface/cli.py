@@ -53,6 +53,28 @@ DataRoot = Annotated[
     ),
 ]
 
+DetectorModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--detector-model", help="SCRFD or RetinaFace .onnx file that finds faces; default: MTCNN, included."
+    ),
+]
+Fallback = Annotated[
+    str,
+    typer.Option(
+        "--fallback", help="A photograph without a face: skip it, or center takes its middle square."
+    ),
+]
+Engine = Annotated[
+    str, typer.Option("--engine", help="local: processes here; ray: actors on the machines of a Ray cluster.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Ray cluster (auto, host:6379); default: one of this machine, for the run."
+    ),
+]
+
 
 def _version(value: bool) -> None:
     if value:
@@ -202,18 +224,23 @@ def align(
     workers: Annotated[
         int | None, typer.Option("--workers", help="Worker processes; default: one a core.")
     ] = None,
+    detector_model: DetectorModel = None,
     min_face_size: Annotated[
-        int, typer.Option("--min-face-size", help="Smallest face looked for, in pixels.")
-    ] = 20,
+        int | None,
+        typer.Option("--min-face-size", help="Smallest face that MTCNN looks for, in pixels; default: 20."),
+    ] = None,
     min_score: Annotated[
         float | None,
         typer.Option("--min-score", help="How sure the detector must be, 0 to 1; default: its own."),
     ] = None,
+    fallback: Fallback = "skip",
     image_format: Annotated[
         str, typer.Option("--format", help="How faces are stored: jpeg or png.")
     ] = "jpeg",
     quality: Annotated[int, typer.Option("--quality", help="JPEG quality, 1 to 100.")] = 95,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    engine: Engine = "local",
+    address: RayAddress = None,
     json_output: Json = False,
 ) -> None:
     """Find faces in photographs, align them to five points and pack them for training.
@@ -224,18 +251,21 @@ def align(
     with errors_for_users():
         from lrface.align.pipeline import align_folder
 
-        settings: dict[str, Any] = {} if min_score is None else {"min_score": min_score}
         summary = align_folder(
             source,
             out,
             image_size=size,
             face_rule=faces,
             workers=workers,
+            detector_model=detector_model,
+            min_score=min_score,
             min_face_size=min_face_size,
+            fallback=fallback,
             image_format=image_format,
             quality=quality,
             device=device,
-            **settings,
+            engine=engine,
+            address=address,
         )
         print_json(summary.to_dict()) if json_output else print(summary)
 
@@ -448,6 +478,13 @@ def embed(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
+    detector_model: DetectorModel = None,
+    fallback: Fallback = "skip",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that decode, or with --engine ray actors.")
+    ] = None,
+    engine: Engine = "local",
+    address: RayAddress = None,
     json_output: Json = False,
 ) -> None:
     """Embed images into a file of unit vectors with box, score and effective resolution.
@@ -459,8 +496,20 @@ def embed(
 
         from lrface.embed import embed_paths, load_embedder
 
-        embedder = load_embedder(model, device=device, precision=precision)
-        summary = embed_paths(embedder, paths, out, kind=kind, faces=faces, flip=flip, batch_size=batch_size)
+        embedder = load_embedder(model, device=device, precision=precision, detector_model=detector_model)
+        summary = embed_paths(
+            embedder,
+            paths,
+            out,
+            kind=kind,
+            faces=faces,
+            flip=flip,
+            batch_size=batch_size,
+            workers=workers,
+            fallback=fallback,
+            engine=engine,
+            address=address,
+        )
         if json_output:
             print_json({key: str(v) if isinstance(v, Path) else v for key, v in asdict(summary).items()})
         else:

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lrface.align.warp import central_landmarks
 from lrface.errors import LrfaceError, UsageError
 
 FACE_RULES = ("largest-central", "largest", "all")
+FALLBACKS = ("skip", "center")
 
 # Photographs with a longer side are searched on a copy of this size.
 MAX_SIDE = 2048
@@ -95,6 +97,14 @@ def describe_detector(
         "min_score": MIN_SCORE if min_score is None else min_score,
         "min_face_size": MIN_FACE_SIZE if min_face_size is None else min_face_size,
     }
+
+
+def central_face(height: int, width: int) -> Detection:
+    """The largest centred square of a photograph as if it were a face, with score 0: what the fallback "center"
+    takes where none was found."""
+    side = min(height, width)
+    corner = np.array([width - side, height - side], np.float32) / 2
+    return Detection(np.concatenate([corner, corner + side]), 0.0, central_landmarks(height, width))
 
 
 def check_images(images: Sequence[np.ndarray]) -> None:

@@ -37,14 +37,16 @@ from PIL import Image
 
 from lrface.align.detect import (
     FACE_RULES,
+    FALLBACKS,
     MAX_SIDE,
     Detection,
     FaceDetector,
+    central_face,
     choose_faces,
     describe_detector,
     load_detector,
 )
-from lrface.align.warp import central_landmarks, effective_resolution, warp_face
+from lrface.align.warp import effective_resolution, warp_face
 from lrface.data.packed import (
     INDEX_NAME,
     SCHEMA,
@@ -68,7 +70,6 @@ ALIGNED, FALLBACK, NO_FACE, UNREADABLE = "aligned", "fallback", "no_face", "unre
 NOT_AN_IMAGE, NO_IDENTITY = "not_an_image", "no_identity"
 STATUSES = (ALIGNED, FALLBACK, NO_FACE, UNREADABLE, NOT_AN_IMAGE, NO_IDENTITY)
 
-FALLBACKS = ("skip", "center")
 ENGINES = ("local", "ray")
 
 REPORT_NAME = "report.csv"
@@ -748,11 +749,8 @@ class _Aligner:
 
     def _middle(self, file: _File, photo: _Photo) -> tuple[Detection, np.ndarray]:
         """The largest centred square of a photograph as if it were a face of score 0."""
-        side = min(photo.shape)
-        corner = np.array([photo.shape[1] - side, photo.shape[0] - side], np.float32) / 2
-        whole = Detection(np.concatenate([corner, corner + side]), 0.0, central_landmarks(*photo.shape))
-        pixels = photo.pixels
-        return whole, warp_face(pixels, central_landmarks(*pixels.shape[:2]), self._settings["image_size"])
+        landmarks = central_face(*photo.pixels.shape[:2]).landmarks
+        return central_face(*photo.shape), warp_face(photo.pixels, landmarks, self._settings["image_size"])
 
     def _record(self, file: _File, number: int, face: Detection, crop: np.ndarray) -> dict[str, Any]:
         done, encoded = cv2.imencode(self._suffix, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), self._options)

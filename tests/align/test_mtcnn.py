@@ -83,7 +83,7 @@ def test_batch_gives_what_single_calls_give(detector, face_cuts):
             np.testing.assert_allclose(one.landmarks, other.landmarks, atol=0.01)
 
 
-@pytest.mark.parametrize("side", [112, 56, 28])
+@pytest.mark.parametrize("side", [112, 56, 28, 16])
 def test_small_images_are_enlarged(detector, face_cuts, side):
     """An image that is one small face: found, and in the pixels of that image."""
     expected = [detector.detect([cut])[0][0].landmarks for cut in face_cuts]
