@@ -177,11 +177,11 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
         *folders, file_name = sources[row].split("/")
         ends = ["/".join(folders[start:]) for start in range(len(folders) + 1)]
         for folder in dict.fromkeys((*ends, identities[row])):
-            path = _join(folder, file_name)
-            if path not in row_of:
-                row_of[path] = int(row)
+            name = _join(folder, file_name)
+            if name not in row_of:
+                row_of[name] = int(row)
                 by_folder.setdefault(folder, []).append(file_name)
-    resolver = _Resolver(lambda folder: by_folder.get(folder, ()))
+    resolver = _Resolver(lambda name: by_folder.get(name, ()))
 
     images: list[NDArray[np.uint8]] = []
     positions: dict[str, int] = {}

@@ -319,7 +319,7 @@ def read_cfp(split: str | Path) -> Pairs:
                 people = one[0].split("/")[0], two[0].split("/")[0]
                 if (people[0] == people[1]) != label:
                     raise LrfaceError(
-                        f"{file}, line {number}: the photographs are of {people[0]} and {people[1]}, which "
+                        f"{file}, line {number}: the photographs are of {people[0][:60]} and {people[1][:60]}, which "
                         f"contradicts {file.name}"
                     )
                 left.append(one)

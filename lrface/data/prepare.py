@@ -90,7 +90,7 @@ class Preparation:
             if found != expected:
                 self.deviations.append(f"{file}: MD5 {found}; {expected} was published")
 
-    def array(self, file: Path, shape: tuple[int, ...], kind: DTypeLike = None) -> NDArray[Any] | None:
+    def array(self, file: Path, shape: tuple[int, ...], kind: DTypeLike | None = None) -> NDArray[Any] | None:
         """A .npy file, mapped; None, and a problem, when it cannot be read or is not of this shape and type (without
         ``kind``: any of whole numbers). Nothing is unpickled."""
         try:
