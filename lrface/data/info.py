@@ -281,6 +281,8 @@ def draw_source(
         order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
         # Ranks 1, 3, 9, ...: a few identities often hold most of the images.
         ranks = np.unique(np.geomspace(1, len(order), min(identities, len(order))).round().astype(int)) - 1
+        others = np.setdiff1d(np.arange(len(order)), ranks)  # where several of them round to one
+        ranks = np.sort(np.concatenate([ranks, others[: max(0, identities - len(ranks))]]))
         for label in order[ranks].tolist():
             own = np.flatnonzero(labels == label)
             shown = own[spread(len(own), images)].tolist()

@@ -115,6 +115,14 @@ def test_the_sheet_shows_the_images_where_their_identity_is(folder, tmp_path):
         assert (caption < 100).any()
 
 
+@pytest.mark.parametrize("identities, rows", [(4, 4), (12, 10), (40, 10)])
+def test_the_sheet_has_a_row_an_identity_up_to_ten(tmp_path, identities, rows):
+    source = SyntheticFaces(identities=identities, images_per_identity=1, size=16)
+    info = describe_source(source, "synthetic")
+    draw_source(source, info, tmp_path / "sheet.png", images=1)
+    assert Image.open(tmp_path / "sheet.png").size[1] == MARGIN + 58 + rows * (TILE + 6) - 6 + MARGIN
+
+
 def test_a_sheet_without_names_and_with_what_cannot_be_read(folder, tmp_path):
     source = FolderSource(folder)
     info = describe_source(source, "pack", named=False)
