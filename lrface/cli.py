@@ -372,6 +372,12 @@ def verify(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw accuracy against resolution: FILE.png/.svg/.pdf.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Write one self-contained page: FILE.html with tables, curves, worst errors."
+        ),
+    ] = None,
     keep_features: Annotated[
         bool,
         typer.Option(
@@ -413,6 +419,11 @@ def verify(
         if plot is not None:
             plot_results({path: [row for row in run.rows if row["model"] == path] for path in model}, plot)
             say(f"plot: {plot}")
+        if report is not None:
+            from lrface.files import write_text
+
+            write_text(report, run.page())
+            say(f"report: {report}")
         if json_output:
             print_json(run.to_json())
         else:

@@ -9,6 +9,7 @@ from lrface.benchmarks.cache import FeatureStore
 from lrface.benchmarks.conditions import Condition
 from lrface.benchmarks.locate import cache_root
 from lrface.benchmarks.metrics import paired_bootstrap
+from lrface.benchmarks.page import ReportModel, verification_page
 from lrface.benchmarks.verification import (
     RESOLUTIONS,
     Evaluation,
@@ -30,16 +31,24 @@ class VerificationRun:
             gallery_losses, probe_losses, first, second, difference`` (accuracy points), ``interval`` (95 %, paired
             bootstrap) and ``p_value``.
         evaluations: (model, benchmark) -> what the rows were computed from.
+        models: how each model was prepared.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     evaluations: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
+    models: list[ReportModel] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         return {"results": self.rows, "resolution_areas": self.areas, "comparisons": self.comparisons}
+
+    def page(self, title: str = "Verification at every resolution") -> str:
+        """The report as one HTML page that needs nothing else."""
+        return verification_page(
+            self.evaluations, self.models, self.rows, self.areas, self.comparisons, title
+        )
 
 
 def feature_stores(
@@ -86,6 +95,9 @@ def verify_models(
         path: load_embedder(path, device=device, precision=precision) for path in dict.fromkeys(models)
     }
     run = VerificationRun()
+    for path, embedder in embedders.items():
+        preparation = {"flip fusion": flip, "down": down, "up": up, "precision": precision, "device": device}
+        run.models.append(ReportModel(path, embedder.model_sha256, embedder.card, preparation))
     for name in benchmarks:
         pairs_set = load_benchmark(
             name, data=data, pairs=pairs, cache=cache, workers=workers, show_progress=show_progress

@@ -194,13 +194,12 @@ def image_features(
     device: torch.device | str = "cpu",
     store: FeatureStore | None = None,
     hashes: NDArray[np.void] | None = None,
-    unit: bool = True,
     advance: Callable[[int], None] = lambda images: None,
 ) -> NDArray[np.float32]:
-    """Features float32 [n, d] of aligned faces uint8 [n, size, size, 3] under one condition.
+    """Features float32 [n, d] of aligned faces uint8 [n, size, size, 3] under one condition, not of unit length.
 
-    With ``flip`` the features of each image and of its mirror are summed. ``unit`` scales them to unit length. Known
-    features come from ``store`` (``hashes`` are those of the images), new ones go there.
+    With ``flip`` the features of each image and of its mirror are summed. Known features come from ``store``
+    (``hashes`` are those of the images), new ones go there.
     """
     total = len(images)
     wanted = np.arange(total)
@@ -237,7 +236,7 @@ def image_features(
             assert features is not None
             store.put(hashes[wanted], features[wanted])
     assert features is not None
-    return torch.nn.functional.normalize(torch.from_numpy(features), dim=1).numpy() if unit else features
+    return features
 
 
 def _checked_features(vectors: Tensor, rows: NDArray[np.int64], total: int, where: str) -> Tensor:
@@ -275,6 +274,7 @@ class Evaluation:
         scores: cosines float64 [p] of each row.
         right: whether each pair was judged right under the thresholds of the folds, bool [p], of each row.
         features: unit vectors float32 [n, d] of all images, by condition.
+        norms: lengths of the features before that, float64 [n], by condition: a measure of quality.
     """
 
     benchmark: VerificationSet
@@ -282,6 +282,7 @@ class Evaluation:
     scores: list[NDArray[np.float64]]
     right: list[NDArray[np.bool_]]
     features: dict[Condition, NDArray[np.float32]]
+    norms: dict[Condition, NDArray[np.float64]]
 
 
 def evaluate_verification(
@@ -365,6 +366,7 @@ def evaluate_verification(
     needed = list(dict.fromkeys(condition for pair in combinations for condition in pair))
 
     features: dict[Condition, NDArray[np.float32]] = {}
+    norms: dict[Condition, NDArray[np.float64]] = {}
     hashes = None if store is None else image_hashes(benchmark.images)
     total = len(needed) * len(benchmark.images)
     with (
@@ -372,7 +374,7 @@ def evaluate_verification(
         torch.no_grad(),
     ):
         for condition in needed:
-            features[condition] = image_features(
+            raw = image_features(
                 embed,
                 benchmark.images,
                 condition,
@@ -386,8 +388,10 @@ def evaluate_verification(
                 hashes=hashes,
                 advance=bar.advance,
             )
+            norms[condition] = np.linalg.norm(raw.astype(np.float64), axis=1)
+            features[condition] = torch.nn.functional.normalize(torch.from_numpy(raw), dim=1).numpy()
 
-    found = Evaluation(benchmark, [], [], [], features)
+    found = Evaluation(benchmark, [], [], [], features, norms)
     for gallery, probe in combinations:
         left, right = features[gallery][benchmark.left], features[probe][benchmark.right]
         # float64 sums: two equal images then score exactly alike wherever they stand
