@@ -534,3 +534,35 @@ def test_what_is_no_pack_is_not_written(tmp_path):
     with pytest.raises(UsageError, match="protocol"):
         write_pack(tmp_path / "x.bin", [b"a", b"b"], [True], protocol=5)
     assert not list(tmp_path.iterdir())
+
+
+def test_verify_gives_the_same_row_from_raw_and_from_the_pack(shared, tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from lrface.cli import app
+
+    write_cfp(tmp_path / "raw/cfp")
+    (tmp_path / "packs").mkdir()
+    benchmark_to_pack("cfp_fp", tmp_path / "packs/cfp_fp.bin", data=tmp_path / "raw")
+    model = str(shared / "oracle/mobilefacenet_ms1m.onnx")
+    rows = []
+    for data in ("raw", "packs"):
+        arguments = [
+            "verify",
+            "--benchmark",
+            "cfp_fp",
+            "--data",
+            str(tmp_path / data),
+            "--model",
+            model,
+            "--json",
+        ]
+        done = CliRunner().invoke(app, [*arguments, "--resolutions", "112,28"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        rows.append(json.loads(done.stdout)["results"])
+    for raw, pack in zip(*rows, strict=True):
+        assert raw["pairs"] == pack["pairs"] == 8 and raw["unaligned"] == pack["unaligned"] == 0
+        # by folds the accuracies may differ: this protocol has two folds, and a pack always ten blocks
+        assert raw["auc"] == pack["auc"] and raw["eer"] == pack["eer"]
