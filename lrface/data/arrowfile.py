@@ -58,7 +58,7 @@ def _read_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     if first.type != "schema":
         raise ValueError(f"it begins with a message of the kind {first.type!r}")
     schema = pa.ipc.read_schema(first)
-    str(schema)  # raises where a name is no UTF-8
+    check_names(schema)
     batches: list[pa.RecordBatch] = []
     while True:
         try:
@@ -72,6 +72,21 @@ def _read_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate()
         batches.append(batch)
+
+
+def check_names(schema: pa.Schema) -> None:
+    """Raise UnicodeDecodeError where a column, or a field of its type, has a name that is no UTF-8."""
+
+    def check(kind: pa.DataType) -> None:
+        for field in (
+            (kind.field(number) for number in range(kind.num_fields)) if pa.types.is_nested(kind) else ()
+        ):
+            str(field.name)
+            check(field.type)
+
+    for field in schema:
+        str(field.name)
+        check(field.type)
 
 
 def _is_compressed(metadata: memoryview) -> bool:

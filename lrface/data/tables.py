@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lrface.data.arrowfile import ARROW_ERRORS, BinaryColumn, checked, open_batches
+from lrface.data.arrowfile import ARROW_ERRORS, BinaryColumn, check_names, checked, open_batches
 from lrface.data.decode import EncodedFaces
 from lrface.data.packed import SCHEMA
 from lrface.data.source import identity_names
@@ -341,7 +341,7 @@ class _ParquetPart(_Part):
                 thrift_string_size_limit=64 << 20,
                 thrift_container_size_limit=4 << 20,
             )
-            str(opened.schema_arrow)  # raises where a name is no UTF-8
+            check_names(opened.schema_arrow)
             return opened
         except ARROW_ERRORS as error:
             raise LrfaceError(f"{self.file}: is not a readable Parquet file ({error})") from error

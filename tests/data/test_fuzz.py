@@ -45,12 +45,16 @@ def make(form: str, root: Path) -> Path:
     if form == "im2rec":
         (root / "data" / "train.idx").unlink()
         (root / "data" / "property").unlink()
-    if form == "huggingface":
+    if form in ("parquet", "huggingface"):
         from pyarrow import parquet
 
         file = next((root / "data").glob("*.parquet"))
         table = parquet.read_table(file)
         file.unlink()
+    if form == "parquet":
+        # As others write it: compressed pages, dictionaries, several row groups.
+        parquet.write_table(table, root / "data" / "train.parquet", row_group_size=4)
+    if form == "huggingface":
         with pa.ipc.new_stream(str(root / "data" / "data-00000-of-00001.arrow"), table.schema) as writer:
             writer.write_table(table, max_chunksize=3)
         (root / "data" / "state.json").write_text(
