@@ -276,16 +276,27 @@ def pack(
         Path,
         typer.Argument(
             metavar="SRC",
-            help="Training data of any format: a folder of crops, train.rec, Parquet, Arrow, tar shards, a carray.",
+            help="Training data of any format: a folder of crops, train.rec, Parquet, Arrow, tar shards, a carray; "
+            "with --to bin a benchmark, by name or path.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not be there yet.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Folder to write (with --to bin a file); it must not be there yet."
+        ),
+    ],
     to: Annotated[
-        str, typer.Option("--to", help="arrow (lrface's own), rec, bcolz, memfile, parquet or webdataset.")
+        str,
+        typer.Option(
+            "--to",
+            help="arrow (lrface's own), rec, bcolz, memfile, parquet, webdataset, or bin (InsightFace's verification pack).",
+        ),
     ] = "arrow",
     size: Annotated[
         int | None, typer.Option("--size", help="Resize images of another size to this side in pixels.")
     ] = None,
+    data: DataRoot = None,
     json_output: Json = False,
 ) -> None:
     """Convert aligned faces from any format into one that trains fast, or into one of another tool.
@@ -296,6 +307,15 @@ def pack(
     with errors_for_users():
         from lrface.data import convert
 
+        if to == "bin":
+            from lrface.benchmarks.packs import benchmark_to_pack
+            from lrface.errors import UsageError
+
+            if out.exists():
+                raise UsageError(f"{out} exists; give another file name")
+            pairs = benchmark_to_pack(str(source), out, data=data)
+            print_json({"out": str(out), "pairs": pairs}) if json_output else print(f"{out}: {pairs} pairs")
+            return
         summary = convert.pack(source, out, to=to, size=size)
         print_json(summary.to_dict()) if json_output else print(summary)
 

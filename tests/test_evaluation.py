@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lrface import load_embedder
 from lrface.benchmarks.packs import write_pack
+from lrface.benchmarks.verification import load_benchmark
 from lrface.calibrate import calibrate, threshold_at
 from lrface.cli import app
 from lrface.data.synthetic import SyntheticFaces, verification_pairs
@@ -140,3 +141,15 @@ def test_an_onnx_file_gets_its_thresholds_beside_it(place, tmp_path):
     assert set(load_embedder(model).card["thresholds"]) == {"112"}
     write_onnx(model, seed=1)
     assert "thresholds" not in load_embedder(model).card  # they belong to another file
+
+
+def test_a_benchmark_becomes_a_pack_of_the_same_pairs(place, tmp_path):
+    pack = tmp_path / "copy.bin"
+    done = CliRunner().invoke(app, ["pack", str(place / "drawn.bin"), str(pack), "--to", "bin"])
+    assert done.exit_code == 0 and "40 pairs" in done.stdout
+    first, copy = load_benchmark(place / "drawn.bin"), load_benchmark(pack)
+    np.testing.assert_array_equal(first.images[first.left], copy.images[copy.left])
+    np.testing.assert_array_equal(first.images[first.right], copy.images[copy.right])
+    np.testing.assert_array_equal(first.same, copy.same)
+    again = CliRunner().invoke(app, ["pack", str(place / "drawn.bin"), str(pack), "--to", "bin"])
+    assert again.exit_code == 2 and "exists" in again.output
