@@ -1,6 +1,7 @@
 """Work spread over the machines of a Ray cluster, where any of them may die."""
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -118,7 +119,11 @@ class _Actor:
 
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     try:
+        if port.isdecimal():
+            # Ray itself would go on trying for minutes.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         if address is None:
             ray.init(
                 address="local",

@@ -3,10 +3,13 @@
 The peer is what one writes with facenet-pytorch: open a photograph, ``MTCNN().detect(image, landmarks=True)`` with
 default arguments, one photograph a call. Its clock starts when its networks are loaded and it neither cuts crops nor
 writes anything. lrface's clock covers the whole job: starting workers, finding faces, warping, encoding, writing
-shards and the report. Peer and lrface take turns; the median of each counts.
+shards and the report. Peer and lrface take turns; the median of each counts, and of the ratios of each turn.
 
 align_lfw: the peer is one process with two threads. align_lfw_2cores: the peer is two processes with one thread each
 that share the photographs, the best use of two cores.
+
+Beside the rates: processor time a photograph of both, which other work on the machine disturbs less, and the peak of
+memory of all processes together (pages that they share counted once).
 """
 
 import json
@@ -15,10 +18,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 NAMES = ("align_lfw", "align_lfw_2cores")
 
@@ -43,32 +47,92 @@ def run(
         for path in paths:
             (linked / path).parent.mkdir(parents=True, exist_ok=True)
             (linked / path).symlink_to(source / path)
-        ours: list[float] = []
-        peers: dict[str, list[float]] = {name: [] for name in names}
+        turns: dict[str, list[tuple[_Turn, _Turn]]] = {name: [] for name in names}
         for number in range(rounds):
             for name in names:
                 processes = 1 if name == "align_lfw" else 2
-                seconds, found = _time_peer(linked, paths, processes, threads=2 // processes)
-                peers[name].append(len(paths) / seconds)
+                peer, found = _time_peer(linked, paths, processes, threads=2 // processes)
                 out = Path(folder) / f"{name}-{number}"
-                ours.append(_time_lrface(linked, out, len(paths)))
+                turns[name].append((_time_lrface(linked, out, len(paths)), peer))
         share = _agreement(out, found)
-    our_speed = statistics.median(ours)
-    return [
-        {
-            "name": name,
-            "ours": our_speed,
-            "peer": statistics.median(speeds),
-            "ratio": our_speed / statistics.median(speeds),
-            "unit": "photographs/s",
-            "threads": 2,
-            "photographs": len(paths),
-            "rounds": rounds,
-            "workers": len(os.sched_getaffinity(0)),
-            "landmarks_within_half_pixel": share,
-        }
-        for name, speeds in peers.items()
-    ]
+    rows = []
+    for name, pairs in turns.items():
+        ours, peers = zip(*pairs, strict=True)
+        rows.append(
+            {
+                "name": name,
+                "ours": statistics.median(turn.rate for turn in ours),
+                "peer": statistics.median(turn.rate for turn in peers),
+                "ratio": statistics.median(our.rate / peer.rate for our, peer in pairs),
+                "unit": "photographs/s",
+                "threads": 2,
+                "photographs": len(paths),
+                "rounds": rounds,
+                "workers": 2,
+                "cpu_ms_ours": statistics.median(turn.cpu_ms for turn in ours),
+                "cpu_ms_peer": statistics.median(turn.cpu_ms for turn in peers),
+                "peak_mb_ours": max(turn.peak_mb for turn in ours),
+                "peak_mb_peer": max(turn.peak_mb for turn in peers),
+                "landmarks_within_half_pixel": share,
+            }
+        )
+    return rows
+
+
+class _Turn(NamedTuple):
+    """Photographs a second, milliseconds of processor time a photograph, and megabytes of memory at most."""
+
+    rate: float
+    cpu_ms: float
+    peak_mb: float
+
+
+class _Memory(threading.Thread):
+    """Samples the memory of a process and all below it: proportional set sizes, which count shared pages once."""
+
+    def __init__(self, process: int):
+        super().__init__(daemon=True)
+        self._process = process
+        self._stopped = threading.Event()
+        self.samples: list[float] = []
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            self.samples.append(sum(map(_memory_of, _below(self._process))) / 1024)
+            self._stopped.wait(0.25)
+
+    def stop(self) -> float:
+        """The peak in megabytes."""
+        self._stopped.set()
+        self.join()
+        return max(self.samples)
+
+
+def _memory_of(process: int) -> int:
+    """Kilobytes; 0 for a process that has gone."""
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def _below(process: int) -> list[int]:
+    """A process and its descendants."""
+    found = [process]
+    for each in found:
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                pass  # it has ended
+    return found
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _photographs_of_lfw() -> Path:
@@ -84,21 +148,23 @@ def _photographs_of_lfw() -> Path:
     raise LrfaceError(f"the photographs of LFW were not found (looked in {tried}); set LRFACE_DATA")
 
 
-def _time_lrface(photographs: Path, out: Path, expected: int) -> float:
-    """Photographs a second of the whole job, in this process and its workers."""
+def _time_lrface(photographs: Path, out: Path, expected: int) -> _Turn:
+    """The whole job, in this process and its workers."""
     from lrface.align.pipeline import align_folder
 
-    started = time.perf_counter()
-    summary = align_folder(photographs, out, show_progress=False)
-    seconds = time.perf_counter() - started
+    memory = _Memory(os.getpid())
+    memory.start()
+    used, started = _processor_seconds(), time.perf_counter()
+    summary = align_folder(photographs, out, workers=2, show_progress=False)
+    seconds, used = time.perf_counter() - started, _processor_seconds() - used
     assert summary.files == expected
-    return expected / seconds
+    return _Turn(expected / seconds, used / expected * 1000, memory.stop())
 
 
 def _time_peer(
     root: Path, paths: Sequence[str], processes: int, threads: int
-) -> tuple[float, dict[str, list[Any]]]:
-    """Seconds that the peer's processes take together, and the faces they find: path -> [box, score, landmarks]."""
+) -> tuple[_Turn, dict[str, list[Any]]]:
+    """The peer's processes together, and the faces they find: path -> [box, score, landmarks]."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, str(Path(__file__).resolve()), str(root), str(threads)]
     workers = [
@@ -111,6 +177,9 @@ def _time_peer(
             worker.stdin.write(json.dumps(list(paths[number::processes])) + "\n")
             worker.stdin.flush()
             assert worker.stdout.readline() == "ready\n", "the peer did not start"
+        memories = [_Memory(worker.pid) for worker in workers]
+        for memory in memories:
+            memory.start()
         started = time.perf_counter()
         for worker in workers:
             assert worker.stdin is not None
@@ -122,11 +191,14 @@ def _time_peer(
             assert worker.stdout is not None
             assert worker.stdout.readline() == "done\n", "the peer stopped"
             seconds = time.perf_counter() - started
+        peak = sum(memory.stop() for memory in memories)
+        used = 0.0
         for worker in workers:
             assert worker.stdout is not None
+            used += float(worker.stdout.readline())
             found.update(json.loads(worker.stdout.readline()))
             assert worker.wait() == 0
-        return seconds, found
+        return _Turn(len(paths) / seconds, used / len(paths) * 1000, peak), found
     finally:
         for worker in workers:
             worker.kill()
@@ -171,9 +243,12 @@ def _peer(root: Path, threads: int) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     found = {}
+    used = time.process_time()
     for path in paths:
         found[path] = detector.detect(Image.open(root / path).convert("RGB"), landmarks=True)
+    used = time.process_time() - used
     print("done", flush=True)
+    print(used)
     faces = {
         path: []
         if boxes is None

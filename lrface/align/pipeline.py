@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -155,17 +155,49 @@ def _open_and_decode(
         raise
     except Image.UnidentifiedImageError:
         if start in (b"II*\0", b"MM\0*"):
-            # Pillow has no 16-bit colour TIFF; OpenCV has.
             file.seek(0)
-            decoded = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
-            if decoded is not None:
-                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), decoded.shape[:2]
+            pixels = _deep_tiff(file.read())
+            if pixels is not None:
+                return pixels, pixels.shape[:2]
         known = "damaged: not a readable image despite its name" if is_image else "no known image format"
         raise UnreadableImage(known, is_image) from None
     except Exception as error:
         # Decoders meet arbitrary bytes and raise nearly anything; one bad file must not end a job of a
         # million.
         raise UnreadableImage(_decoder_reason(error)) from error
+
+
+def _deep_tiff(data: bytes) -> np.ndarray | None:
+    """16-bit colour TIFF, which Pillow does not read and OpenCV does; None for what neither reads. Raises
+    UnreadableImage for one too large."""
+    width, height = _tiff_size(data)
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)  # as Pillow's own, before anything is allocated
+    if width * height > limit:
+        raise UnreadableImage(
+            f"too many pixels (decompression bomb): {width} x {height}, the limit is {limit} pixels"
+        )
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if width else None
+    except (cv2.error, MemoryError):
+        return None
+    return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def _tiff_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the first directory of a TIFF file (TIFF 6.0, section 2); 0, 0 where they cannot be
+    read."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(data[at : at + length], order)
+
+    start = number(4, 4)
+    found = {}
+    for at in range(start + 2, min(start + 2 + 12 * number(start, 2), len(data) - 11), 12):
+        # A short or a long lies in the last four bytes of its entry.
+        found[number(at, 2)] = number(at + 8, 2 if number(at + 2, 2) == 3 else 4)
+    width, height = found.get(256, 0), found.get(257, 0)
+    return (width, height) if width and height else (0, 0)
 
 
 def _decoder_reason(error: Exception) -> str:

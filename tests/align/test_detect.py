@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lrface.align.detect import Detection, choose_faces
+from lrface.align.detect import Detection, central_face, choose_faces, describe_detector, load_detector
+from lrface.align.mtcnn import MtcnnDetector
 from lrface.errors import UsageError
 
 
@@ -26,3 +27,26 @@ def test_choice_of_faces():
         assert choose_faces([], (100, 200), rule) == []
     with pytest.raises(UsageError, match="'biggest'; there are largest-central, largest, all"):
         choose_faces(faces, (100, 200), "biggest")
+
+
+def test_settings_make_a_detector():
+    detector = load_detector(min_score=0.7, min_face_size=30)
+    assert isinstance(detector, MtcnnDetector)
+    assert (detector.min_score, detector.min_face_size) == (0.7, 30)
+    plain = load_detector()
+    assert isinstance(plain, MtcnnDetector)
+    described = describe_detector()
+    assert (described["min_score"], described["min_face_size"]) == (plain.min_score, plain.min_face_size)
+    assert described["detector"] == "mtcnn" and described["detector_sha256"] is None
+    assert describe_detector(min_score=0.7, min_face_size=30) == {
+        **described,
+        "min_score": 0.7,
+        "min_face_size": 30,
+    }
+
+
+def test_the_middle_of_a_photograph():
+    middle = central_face(100, 261)
+    assert middle.score == 0 and middle.box.tolist() == [80.5, 0, 180.5, 100]
+    assert middle.landmarks.dtype == np.float32 and middle.landmarks.shape == (5, 2)
+    assert (middle.landmarks > middle.box[:2]).all() and (middle.landmarks < middle.box[2:]).all()

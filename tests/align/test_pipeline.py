@@ -16,6 +16,8 @@ from PIL import Image
 
 import lrface.files
 from lrface.align import pipeline
+from lrface.align.detect import choose_faces
+from lrface.align.mtcnn import MtcnnDetector
 from lrface.align.pipeline import align_folder
 from lrface.align.warp import TEMPLATE_112, similarity_transform, warp_face
 from lrface.data.packed import PackedSource, verify_shards
@@ -256,6 +258,64 @@ def test_landmarks_that_no_crop_can_be_made_from(people, tmp_path, monkeypatch):
     assert (summary.aligned, summary.no_face) == (47, 1)
     found = report(tmp_path / "out")["person0/0.jpg"]
     assert found == ("no_face", "a face cannot be aligned: landmarks coincide", "0")
+
+
+def test_photographs_without_a_face_give_their_middle(people, tmp_path):
+    """With fallback center: told apart by status, score and counts; with skip they are left out."""
+    src = tmp_path / "src"
+    grey = np.full((60, 100, 3), 127, np.uint8)
+    grey[:, 20:80] = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    save(src / "anna/nothing.png", grey)
+    save(src / "bob/nothing.png", grey.swapaxes(0, 1).copy())
+    (src / "bob/0.jpg").symlink_to(people / "person0/0.jpg")
+    (src / "bob/broken.jpg").write_bytes(b"no photograph")
+    summary = align(src, tmp_path / "out", fallback="center", image_format="png")
+    assert (summary.aligned, summary.fallback, summary.no_face, summary.unreadable) == (1, 2, 0, 1)
+    assert summary.faces == 3 and summary.photographs == 4
+    assert "2 without a face, given by their middle" in str(summary)
+    rows = report(tmp_path / "out")
+    assert rows["anna/nothing.png"] == ("fallback", "no face found; the middle was taken", "1")
+    assert rows["bob/0.jpg"][0] == "aligned"
+    source = PackedSource(tmp_path / "out")
+    check_source(source, "packed")
+    assert source.identities == ["anna", "bob"]
+    assert source.index["align"]["counts"]["fallback"] == 2
+    score = dict(zip(source.sources(), source.column("score"), strict=True))
+    assert score["anna/nothing.png"] == score["bob/nothing.png"] == 0 and score["bob/0.jpg"] > 0.9
+    assert source.column("box")[0].tolist() == [20, 0, 80, 60]
+    np.testing.assert_array_equal(source.image(0), warp_face(grey, source.column("landmarks")[0]))
+    with pytest.raises(UsageError, match="begun with fallback 'center', now it is 'skip'"):
+        align(src, tmp_path / "out", image_format="png")
+    summary = align(src, tmp_path / "skipped")
+    assert (summary.aligned, summary.fallback, summary.no_face, summary.identities) == (1, 0, 2, 1)
+
+
+def test_large_photographs_are_read_small_where_faces_stay_large(tmp_path, six_faces, monkeypatch):
+    """A JPEG of three times the size: large faces are cut from the reduced copy, small ones from the whole; landmarks
+    are in pixels of the whole."""
+    huge = cv2.resize(six_faces, None, fx=3.5, fy=3.5, interpolation=cv2.INTER_LINEAR)
+    assert max(huge.shape) > 2 * pipeline.MAX_SIDE
+    save(tmp_path / "src/group/six.jpg", huge, quality=95)
+    wholes = []
+    read = pipeline.read_photo
+    monkeypatch.setattr(pipeline, "read_photo", lambda path: wholes.append(path) or read(path))
+    align(tmp_path / "src", tmp_path / "out", face_rule="all", image_format="png")
+    assert wholes == []  # faces are more than 112 pixels in the copy
+    align(tmp_path / "src", tmp_path / "large", face_rule="all", image_format="png", image_size=448)
+    assert len(wholes) == 1
+    source, large = PackedSource(tmp_path / "out"), PackedSource(tmp_path / "large")
+    assert len(source) == len(large) == 6
+    np.testing.assert_array_equal(source.column("landmarks"), large.column("landmarks"))
+    # The copy that is searched is shrunk by the decoder first: landmarks differ by a fraction of its pixels.
+    expected = choose_faces(MtcnnDetector().detect([huge])[0], huge.shape, "all")
+    apart = np.stack([face.landmarks for face in expected]) - source.column("landmarks")
+    assert np.abs(apart).mean() < 0.7 * max(huge.shape) / pipeline.MAX_SIDE
+    for i in range(6):
+        # Whole, reduced or shrunk by the warp: the same crop but for resampling.
+        crop = warp_face(huge, source.column("landmarks")[i])
+        assert np.abs(source.image(i).astype(int) - crop).mean() < 4
+        crop = warp_face(huge, source.column("landmarks")[i], 448)
+        assert np.abs(large.image(i).astype(int) - crop).mean() < 4
 
 
 def read_size(path):
@@ -534,6 +594,9 @@ def test_wrong_places(people, tmp_path):
         ({"shard_size": 0}, "shard_size"),
         ({"workers": 0}, "workers"),
         ({"device": "toaster"}, "'toaster'"),
+        ({"fallback": "grey"}, "'grey'; there are skip, center"),
+        ({"engine": "spark"}, "'spark'; there are local, ray"),
+        ({"address": "auto"}, "give engine ray"),
     ],
 )
 def test_arguments_are_checked(people, tmp_path, settings, message):

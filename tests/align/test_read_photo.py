@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrface.align.pipeline import UnreadableImage, read_photo
+from lrface.align.pipeline import UnreadableImage, read_photo, read_reduced
 from lrface.errors import LrfaceError
 
 
@@ -190,3 +190,29 @@ def test_numbers_that_are_not_pixels():
 def test_the_error_crosses_processes():
     error = pickle.loads(pickle.dumps(UnreadableImage("truncated: x", False)))
     assert (error.reason, error.is_image, str(error)) == ("truncated: x", False, "truncated: x")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("side", "shape"),
+    [(None, (803, 1001)), (501, (803, 1001)), (500, (402, 501)), (250, (201, 251)), (9, (101, 126))],
+)
+def test_large_jpegs_are_decoded_small(side, shape, orientation):
+    y, x = np.mgrid[:803, :1001]
+    smooth = np.stack([x / 4, y / 4, (x + y) / 8], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(smooth), "JPEG", quality=95, exif=exif)
+    pixels, whole = read_reduced(data, side)
+    if orientation == 6:  # a quarter turn
+        pixels, whole = np.rot90(pixels), whole[::-1]
+    assert whole == (803, 1001) and pixels.shape[:2] == shape
+    # Pixel i of the copy is the middle of a block of the photograph.
+    factor = round(803 / shape[0])
+    rows, columns = (
+        np.minimum(factor * np.arange(side) + factor // 2, most)
+        for side, most in zip(shape, (802, 1000), strict=True)
+    )
+    assert np.abs(pixels.astype(int) - smooth[rows][:, columns]).max() < 8
+    as_png = encoded(Image.fromarray(smooth[::4, ::4]), "PNG")
+    assert read_reduced(as_png, 20)[0].shape == (201, 251, 3)  # only JPEG can

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from lrface.align.warp import TEMPLATE_112, effective_resolution, similarity_transform, warp_face
+from lrface.align.warp import (
+    TEMPLATE_112,
+    central_landmarks,
+    effective_resolution,
+    similarity_transform,
+    warp_face,
+)
 
 
 def apply(matrix, points):
@@ -148,3 +154,18 @@ def test_very_wide_photograph():
 def test_images_of_another_kind_are_refused(image):
     with pytest.raises(ValueError, match="uint8"):
         warp_face(image, TEMPLATE_112)
+
+
+def test_the_middle_of_a_photograph_is_its_largest_centred_square():
+    pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(warp_face(pixels, central_landmarks(112, 112)), pixels)
+    wide = np.zeros((112, 200, 3), np.uint8)
+    wide[:, 44:156] = pixels
+    np.testing.assert_array_equal(warp_face(wide, central_landmarks(112, 200)), pixels)
+    np.testing.assert_array_equal(
+        warp_face(wide.swapaxes(0, 1), central_landmarks(200, 112)), pixels.swapaxes(0, 1)
+    )
+    # Twice as large: averages of 2 x 2 pixels.
+    twice = np.repeat(np.repeat(pixels, 2, axis=0), 2, axis=1)
+    np.testing.assert_array_equal(warp_face(twice, central_landmarks(224, 224)), pixels)
+    assert effective_resolution(central_landmarks(300, 250)) == pytest.approx(250)
