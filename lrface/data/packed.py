@@ -13,6 +13,8 @@ landmarks   fixed_size_list<float32>[10]  x0, y0, ..., x4, y4 in pixels of the p
 box         fixed_size_list<float32>[4]   left, top, right, bottom in the same pixels
 score       float32                  the detector's confidence, 0..1
 ==========  =======================  =====================================================================
+
+Where faces were aligned elsewhere (`lrface pack`) landmarks, box and score are not a number (NaN) and face is 0.
 """
 
 import hashlib
