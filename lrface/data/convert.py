@@ -20,7 +20,7 @@ import numpy as np
 
 from lrface.data.carray import CarrayWriter, MemfileWriter
 from lrface.data.decode import BrokenImage, decode, read_header
-from lrface.data.packed import PackedSource, shard_name, write_index, write_shard
+from lrface.data.packed import PackedWriter, alignment_columns
 from lrface.data.recordio import RecordWriter
 from lrface.data.source import IDENTITIES_NAME, FaceSource, open_source, write_identities
 from lrface.data.tables import ParquetWriter
@@ -32,7 +32,6 @@ from lrface.progress import progress
 TARGETS = ("arrow", "rec", "bcolz", "memfile", "parquet", "webdataset")
 _PIXEL_TARGETS = ("bcolz", "memfile")
 _SUFFIXES = {"jpeg": "jpg", "png": "png", "bmp": "bmp", "webp": "webp", "tiff": "tif"}
-_SHARD_ROWS, _SHARD_BYTES = 8192, 64 << 20
 _LISTED = 100
 
 
@@ -117,45 +116,22 @@ class _Arrow:
     """Packed data; what only alignment knows is kept from packed sources and unknown (NaN, face 0) from others."""
 
     def __init__(self, folder: Path, source: FaceSource, size: tuple[int, int]):
-        self._folder, self._size, self._identities = folder, size, source.identities
-        self._shards: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-        packed = source if isinstance(source, PackedSource) else None
-        self._known = (
-            {name: packed.column(name) for name in ("face", "landmarks", "box", "score")} if packed else {}
-        )
-        self._unknown: dict[str, Any] = {
-            "face": 0,
-            "landmarks": np.full(10, np.nan, np.float32),
-            "box": np.full(4, np.nan, np.float32),
-            "score": np.float32(np.nan),
-        }
+        self._writer, self._size, self._identities = PackedWriter(folder), size, source.identities
+        self._alignment = alignment_columns(source)
 
     def add(self, face: Face) -> None:
-        data = _file(face)
-        known = {name: column[face.number] for name, column in self._known.items()}
-        self._rows.append(
+        self._writer.add(
             {
-                "image": data,
+                "image": _file(face),
                 "label": face.label,
                 "identity": self._identities[face.label],
                 "source": face.source,
-                **(known or self._unknown),
+                **self._alignment(face.number),
             }
         )
-        self._bytes += len(data)
-        if len(self._rows) == _SHARD_ROWS or self._bytes >= _SHARD_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._shards.append(write_shard(self._folder / shard_name(len(self._shards)), self._rows))
-        self._rows, self._bytes = [], 0
 
     def finish(self) -> None:
-        self._flush()
-        write_index(self._folder, image_size=self._size, identities=self._identities, shards=self._shards)
+        self._writer.finish(self._size, self._identities)
 
 
 class _Record:

@@ -20,7 +20,7 @@ Where faces were aligned elsewhere (`lrface pack`) landmarks, box and score are 
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from lrface.files import atomic_file, write_json
 FORMAT = "lrface-packed"
 VERSION = 1
 INDEX_NAME = "index.json"
+SHARD_ROWS, SHARD_BYTES = 8192, 64 * 2**20
 
 SCHEMA = pa.schema(
     [
@@ -149,6 +150,37 @@ def write_index(
     path = Path(root) / INDEX_NAME
     write_json(path, index)
     return path
+
+
+class PackedWriter:
+    """Packed data written shard by shard into a folder; a shard ends at ``SHARD_ROWS`` faces or ``SHARD_BYTES``."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.images = 0
+        self._records: list[dict[str, Any]] = []
+        self._bytes = 0
+        self._shards: list[dict[str, Any]] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        """One face, with the keys of ``SCHEMA``."""
+        self._records.append(record)
+        self._bytes += len(record["image"])
+        self.images += 1
+        if len(self._records) >= SHARD_ROWS or self._bytes >= SHARD_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._records:
+            self._shards.append(write_shard(self.root / shard_name(len(self._shards)), self._records))
+            self._records, self._bytes = [], 0
+
+    def finish(
+        self, image_size: tuple[int, int], identities: Sequence[str], extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write what is left and the index, without which nothing reads the folder."""
+        self._flush()
+        write_index(self.root, image_size=image_size, identities=identities, shards=self._shards, extra=extra)
 
 
 def read_index(root: str | Path) -> dict[str, Any]:
@@ -348,3 +380,18 @@ def verify_shards(root: str | Path, shards: Iterable[dict[str, Any]] | None = No
             raise LrfaceError(f"{path}: cannot be read: {error.strerror}. {_REPAIR}") from error
         if "sha256" in shard and digest != shard["sha256"]:
             raise LrfaceError(f"{path}: its content differs from the checksum in {INDEX_NAME}. {_REPAIR}")
+
+
+def alignment_columns(source: object) -> Callable[[int], dict[str, Any]]:
+    """A function of an image's number that gives what only alignment knows (face, landmarks, box, score): from packed
+    data as it is; of any other source nothing is known, and numbers are NaN."""
+    if isinstance(source, PackedSource):
+        columns = {name: source.column(name) for name in ("face", "landmarks", "box", "score")}
+        return lambda index: {name: values[index] for name, values in columns.items()}
+    unknown: dict[str, Any] = {
+        "face": 0,
+        "landmarks": np.full(10, np.nan, np.float32),
+        "box": np.full(4, np.nan, np.float32),
+        "score": np.float32(np.nan),
+    }
+    return lambda index: unknown

@@ -13,14 +13,12 @@ import cv2
 import numpy as np
 
 from lrface.data.decode import BrokenImage, read_header
-from lrface.data.packed import PackedSource, shard_name, write_index, write_shard
+from lrface.data.packed import PackedSource, PackedWriter, alignment_columns
 from lrface.data.source import FaceSource
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_directory
 from lrface.progress import progress
 
-SHARD_ROWS = 8192
-SHARD_BYTES = 64 << 20
 LEAST_IDENTITIES = 2
 """Of each part: training and verification both need two people."""
 
@@ -149,11 +147,11 @@ def split_source(
     for number, part in enumerate(members):
         side[part] = number
         new_label[part] = np.arange(len(part))
-    details = _details(source)
+    details = alignment_columns(source)
     paths = source.sources()
     size = _image_size(source)
     with ExitStack() as stack:
-        writers = [_ShardWriter(stack.enter_context(atomic_directory(out))) for out in outs]
+        writers = [PackedWriter(stack.enter_context(atomic_directory(out))) for out in outs]
         with progress(len(source), "split", enabled=show_progress) as bar:
             for index, label in enumerate(labels.tolist()):
                 if side[label] >= 0:
@@ -193,48 +191,6 @@ def split_source(
         dropped_identities=len(present) - len(kept),
         seed=seed,
     )
-
-
-class _ShardWriter:
-    """Packed data written shard by shard."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.images = 0
-        self._records: list[dict[str, Any]] = []
-        self._bytes = 0
-        self._shards: list[dict[str, Any]] = []
-
-    def add(self, record: dict[str, Any]) -> None:
-        self._records.append(record)
-        self._bytes += len(record["image"])
-        self.images += 1
-        if len(self._records) >= SHARD_ROWS or self._bytes >= SHARD_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._records:
-            self._shards.append(write_shard(self.root / shard_name(len(self._shards)), self._records))
-            self._records, self._bytes = [], 0
-
-    def finish(self, size: tuple[int, int], identities: list[str], extra: dict[str, Any]) -> None:
-        self._flush()
-        write_index(self.root, image_size=size, identities=identities, shards=self._shards, extra=extra)
-
-
-def _details(source: FaceSource) -> Any:
-    """A function that gives the columns of packed data beyond image, label, identity and source: those of the
-    source where it is packed; elsewhere nothing is known, and numbers are NaN."""
-    if isinstance(source, PackedSource):
-        columns = {key: source.column(key) for key in ("face", "landmarks", "box", "score")}
-        return lambda index: {key: values[index] for key, values in columns.items()}
-    unknown = {
-        "face": 0,
-        "landmarks": np.full(10, np.nan, np.float32),
-        "box": np.full(4, np.nan, np.float32),
-        "score": math.nan,
-    }
-    return lambda index: unknown
 
 
 def _image_file(source: FaceSource, index: int) -> bytes:

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from lrface import recipes
 from lrface.cli import app
 from lrface.config import parse_recipe
-from lrface.data import convert
 from lrface.data.convert import TARGETS, pack, unpack
 from lrface.data.packed import PackedSource, verify_shards
 from lrface.data.source import check_source, open_source
@@ -118,7 +117,7 @@ def test_packed_data_keeps_what_alignment_knew_and_says_what_is_unknown(folder, 
 
 
 def test_shards_hold_everything_once(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "_SHARD_ROWS", 2)
+    monkeypatch.setattr("lrface.data.packed.SHARD_ROWS", 2)
     pack(folder, tmp_path / "out", show_progress=False)
     assert len(list((tmp_path / "out").glob("*.arrow"))) == 5
     same(open_source(folder), open_source(tmp_path / "out"))

@@ -46,7 +46,7 @@ def split(source, place, held_out=0.25, **settings):
 
 
 def test_nobody_is_on_both_sides_and_nothing_is_lost(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lrface.data.split.SHARD_ROWS", 7)
+    monkeypatch.setattr("lrface.data.packed.SHARD_ROWS", 7)
     source = FolderSource(folder)
     summary, train, held = split(source, tmp_path)
     for part in (train, held):
