@@ -212,7 +212,7 @@ def _unit(vectors: NDArray[np.float32], what: str) -> NDArray[np.float32]:
         raise LrfaceError(
             f"the feature of {what} face {int(np.argmin(lengths))} is zero and has no direction"
         )
-    return vectors / lengths[:, None].astype(np.float32)
+    return np.asarray(vectors / lengths[:, None].astype(np.float32), dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -261,9 +261,9 @@ def paired_bootstrap(
     counts = np.array([better, worse, len(a) - better - worse], dtype=np.float64)
     drawn = np.random.default_rng(seed).multinomial(len(a), counts / len(a), samples)
     differences = (drawn[:, 0] - drawn[:, 1]) / len(a)
-    tails = min(np.mean(differences <= 0), np.mean(differences >= 0))
+    tails = min(float(np.mean(differences <= 0)), float(np.mean(differences >= 0)))
     return PairedDifference(
-        (better - worse) / len(a), _quantiles(differences), float(min(1.0, max(2 * tails, 1 / samples)))
+        (better - worse) / len(a), _quantiles(differences), min(1.0, max(2 * tails, 1 / samples))
     )
 
 

@@ -534,17 +534,17 @@ def verification_page(
             _worst(evaluation),
         ]
     parts.append("<h2>How this was measured</h2>")
-    for model in models:
-        stated = model.card.get("input", {})
-        training = model.card.get("training", {})
+    for described in models:
+        stated = described.card.get("input", {})
+        training = described.card.get("training", {})
         parts += [
-            f"<h3>{_escape(short[model.name])}</h3>",
+            f"<h3>{_escape(short[described.name])}</h3>",
             _description(
                 [
-                    ("file", model.name),
-                    ("sha256", model.sha256),
+                    ("file", described.name),
+                    ("sha256", described.sha256),
                     ("input", ", ".join(f"{key} {value}" for key, value in stated.items())),
-                    *((key, value) for key, value in model.preparation.items()),
+                    *((key, value) for key, value in described.preparation.items()),
                     *((f"training: {key}", value) for key, value in training.items()),
                 ]
             ),

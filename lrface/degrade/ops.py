@@ -27,7 +27,9 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
         done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         if not done:
             raise LrfaceError("an image could not be encoded as JPEG")
-        out[row] = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert decoded is not None  # it was encoded a line above
+        out[row] = decoded[..., ::-1]
     return torch.from_numpy(out).permute(0, 3, 1, 2).to(images.device).float() / 255.0
 
 
