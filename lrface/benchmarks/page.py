@@ -74,7 +74,8 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: last[name] if list(last.values()).count(last[name]) == 1 else name for name in last}
 
 
-def _escape(text: object) -> str:
+def escape(text: object) -> str:
+    """Text as HTML shows it."""
     return html.escape(str(text))
 
 
@@ -108,7 +109,13 @@ def _svg(figure: Any) -> str:
 _svg.count = 0  # type: ignore[attr-defined]
 
 
-def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:
+def restart_figures() -> None:
+    """Number figures from the first again: the same results then make the same page."""
+    _svg.count = 0  # type: ignore[attr-defined]
+
+
+def new_axes(xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:
+    """A figure of the page's size and its axes."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -123,8 +130,9 @@ def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _figure(figure: Any, caption: str) -> str:
-    text = _escape(caption)
+def figure_html(figure: Any, caption: str) -> str:
+    """A figure with its caption."""
+    text = escape(caption)
     return f'<figure role="img" aria-label="{text}">{_svg(figure)}<figcaption>{text}</figcaption></figure>'
 
 
@@ -148,7 +156,7 @@ def _size_ticks(axes: Any, sizes: Sequence[int]) -> None:
 
 
 def _curves(name: str, evaluations: Mapping[str, Evaluation]) -> str:
-    figure, axes = _axes(
+    figure, axes = new_axes(
         "resolution of both images (pixels)", "accuracy (%)", f"{name}: accuracy against resolution"
     )
     sizes: set[int] = set()
@@ -172,7 +180,7 @@ def _curves(name: str, evaluations: Mapping[str, Evaluation]) -> str:
         return ""
     _size_ticks(axes, sorted(sizes))
     axes.legend(frameon=False, fontsize=9)
-    return _figure(
+    return figure_html(
         figure, "Ten-fold accuracy with both images at each size; bands are 95 % bootstrap intervals."
     )
 
@@ -180,8 +188,8 @@ def _curves(name: str, evaluations: Mapping[str, Evaluation]) -> str:
 def _roc(name: str, evaluation: Evaluation) -> str:
     from matplotlib.ticker import NullLocator
 
-    figure, axes = _axes("false accept rate", "true accept rate", f"{name}: ROC")
-    det_figure, det = _axes("false accept rate", "false reject rate", f"{name}: DET")
+    figure, axes = new_axes("false accept rate", "true accept rate", f"{name}: ROC")
+    det_figure, det = new_axes("false accept rate", "false reject rate", f"{name}: DET")
     same = evaluation.benchmark.same
     smallest = 1 / max(1, int((~same).sum()))
     for number, index in enumerate(_same_size(evaluation)):
@@ -201,7 +209,7 @@ def _roc(name: str, evaluation: Evaluation) -> str:
         drawn.legend(frameon=False, fontsize=9)
     det.set_yscale("log")
     det.yaxis.set_minor_locator(NullLocator())
-    return _figure(figure, "True accepts against false accepts, both images at each size.") + _figure(
+    return figure_html(figure, "True accepts against false accepts, both images at each size.") + figure_html(
         det_figure, "Detection error trade-off: lower is better."
     )
 
@@ -211,7 +219,7 @@ def _histograms(name: str, evaluation: Evaluation) -> str:
     same = evaluation.benchmark.same
     for index in _same_size(evaluation):
         row = evaluation.rows[index]
-        figure, axes = _axes("cosine", "share of pairs", f"{name}: scores at {row['probe_size']} pixels")
+        figure, axes = new_axes("cosine", "share of pairs", f"{name}: scores at {row['probe_size']} pixels")
         bins = np.linspace(-0.4, 1.0, 57).tolist()
         scores = np.clip(evaluation.scores[index], -0.4, 1.0)
         for kind, label, colour in (
@@ -224,7 +232,7 @@ def _histograms(name: str, evaluation: Evaluation) -> str:
         axes.margins(y=0.28)  # room for the legend
         axes.axvline(row["threshold"], color="#333", linewidth=1, linestyle="--", label="threshold")
         axes.legend(frameon=False, fontsize=9)
-        parts.append(_figure(figure, f"Scores with both images at {row['probe_size']} pixels."))
+        parts.append(figure_html(figure, f"Scores with both images at {row['probe_size']} pixels."))
     return "".join(parts)
 
 
@@ -333,7 +341,7 @@ def _scatter(name: str, evaluation: Evaluation) -> str:
         np.concatenate([clear, degraded])
     )
     first, second = places[: len(chosen)], places[len(chosen) :]
-    figure, axes = _axes("", "", f"{name}: features at {largest} and {smallest} pixels (t-SNE)")
+    figure, axes = new_axes("", "", f"{name}: features at {largest} and {smallest} pixels (t-SNE)")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
@@ -346,7 +354,7 @@ def _scatter(name: str, evaluation: Evaluation) -> str:
     axes.scatter(*second.T, s=12, color=COLOURS[1], label=f"{smallest} px", zorder=2)
     axes.legend(frameon=False, fontsize=9)
     cosine = float(np.mean(np.sum(clear * degraded, axis=1)))
-    return _figure(
+    return figure_html(
         figure,
         f"{len(chosen)} images at both sizes, joined by lines: the shorter, the less a feature depends on resolution. "
         f"Mean cosine between an image's two features: {cosine:.3f}.",
@@ -358,7 +366,7 @@ def _rejection(name: str, evaluation: Evaluation) -> str:
     features are known."""
     if not evaluation.norms:
         return ""
-    figure, axes = _axes("share of pairs refused (%)", "error (%)", f"{name}: error against refusal")
+    figure, axes = new_axes("share of pairs refused (%)", "error (%)", f"{name}: error against refusal")
     for number, index in enumerate(_same_size(evaluation)):
         row = evaluation.rows[index]
         size = row["probe_size"]
@@ -373,7 +381,7 @@ def _rejection(name: str, evaluation: Evaluation) -> str:
             linewidth=1.4,
         )
     axes.legend(frameon=False, fontsize=9)
-    return _figure(
+    return figure_html(
         figure,
         "Pairs are refused by the shorter of their two features (feature length as quality). A falling curve means "
         "that the model knows when it does not know.",
@@ -406,7 +414,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         dict.fromkeys(r for row in rows for r, value in row["tar_at_far"].items() if value is not None)
     )
     head = "".join(
-        f"<th{' class=left' if left else ''}>{_escape(text)}</th>"
+        f"<th{' class=left' if left else ''}>{escape(text)}</th>"
         for text, left in [
             ("model", True),
             ("benchmark", True),
@@ -427,8 +435,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
     body = "".join(
-        f'<tr><td class="left">{_escape(row["model"])}</td><td class="left">{_escape(row["benchmark"])}</td>'
-        f'<td class="left">{_escape(side(row, "gallery"))} x {_escape(side(row, "probe"))}</td>'
+        f'<tr><td class="left">{escape(row["model"])}</td><td class="left">{escape(row["benchmark"])}</td>'
+        f'<td class="left">{escape(side(row, "gallery"))} x {escape(side(row, "probe"))}</td>'
         f"<td><b>{row['accuracy']:.2f}</b></td>"
         f"<td>{row['accuracy_interval'][0]:.2f} to {row['accuracy_interval'][1]:.2f}</td>"
         f"<td>+- {row['accuracy_std']:.2f}</td>"
@@ -441,10 +449,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     body = "".join(
-        f'<tr><td class="left">{_escape(row["second"])}</td><td class="left">{_escape(row["first"])}</td>'
-        f'<td class="left">{_escape(row["benchmark"])}</td>'
-        f'<td class="left">{row["gallery_size"]} {_escape(row["gallery_losses"])} x {row["probe_size"]} '
-        f"{_escape(row['probe_losses'])}</td><td>{row['difference']:+.2f}</td>"
+        f'<tr><td class="left">{escape(row["second"])}</td><td class="left">{escape(row["first"])}</td>'
+        f'<td class="left">{escape(row["benchmark"])}</td>'
+        f'<td class="left">{row["gallery_size"]} {escape(row["gallery_losses"])} x {row["probe_size"]} '
+        f"{escape(row['probe_losses'])}</td><td>{row['difference']:+.2f}</td>"
         f"<td>{row['interval'][0]:+.2f} to {row['interval'][1]:+.2f}</td><td>{row['p_value']:.4f}</td></tr>"
         for row in comparisons
     )
@@ -458,9 +466,7 @@ def _comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 def _description(pairs: Sequence[tuple[str, object]]) -> str:
     return (
-        "<dl>"
-        + "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in pairs)
-        + "</dl>"
+        "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in pairs) + "</dl>"
     )
 
 
@@ -471,6 +477,7 @@ def verification_page(
     areas: Mapping[str, Mapping[str, float]],
     comparisons: Sequence[Mapping[str, Any]] = (),
     title: str = "Verification at every resolution",
+    lead: str = "",
 ) -> str:
     """The page as text.
 
@@ -480,13 +487,14 @@ def verification_page(
         rows: all rows, with ``model``.
         areas: model -> benchmark -> area under the accuracy-resolution curve, percent.
         comparisons: see :class:`lrface.evaluation.VerificationRun`.
+        lead: HTML put before the curves.
 
     Raises:
         LrfaceError: there is nothing to show.
     """
     if not evaluations:
         raise LrfaceError("a report needs at least one result")
-    _svg.count = 0  # type: ignore[attr-defined]
+    restart_figures()
     short = short_names([model for model, _ in evaluations] + [model.name for model in models])
     evaluations = {(short[model], name): found for (model, name), found in evaluations.items()}
     rows = [{**row, "model": short[row["model"]]} for row in rows]
@@ -495,17 +503,18 @@ def verification_page(
         {**row, "first": short[row["first"]], "second": short[row["second"]]} for row in comparisons
     ]
     names = list(dict.fromkeys(name for _, name in evaluations))
-    parts = [f"<h1>{_escape(title)}</h1>"]
+    parts = [f"<h1>{escape(title)}</h1>"]
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts.append(
-        f'<p class="note">lrface {_escape(lrface.__version__)}, {made}. Models: '
-        f"{', '.join(_escape(short[model.name]) for model in models)}. Benchmarks: {', '.join(map(_escape, names))}.</p>"
+        f'<p class="note">lrface {escape(lrface.__version__)}, {made}. Models: '
+        f"{', '.join(escape(short[model.name]) for model in models)}. Benchmarks: {', '.join(map(escape, names))}.</p>"
     )
+    parts.append(lead)
     curves = [_curves(name, {m: e for (m, n), e in evaluations.items() if n == name}) for name in names]
     parts.append(f'<div class="figures">{"".join(curves)}</div>')
     parts += ["<h2>Results</h2>", _table(rows)]
     lines = [
-        f"{_escape(model)} on {_escape(name)}: {area:.2f} %"
+        f"{escape(model)} on {escape(name)}: {area:.2f} %"
         for model, found in areas.items()
         for name, area in found.items()
     ]
@@ -514,7 +523,7 @@ def verification_page(
     if comparisons:
         parts.append(_comparison_table(comparisons))
     for (model, name), evaluation in evaluations.items():
-        parts.append(f"<h2>{_escape(model)} on {_escape(name)}</h2>")
+        parts.append(f"<h2>{escape(model)} on {escape(name)}</h2>")
         benchmark = evaluation.benchmark
         parts.append(
             f"<p class=note>{len(benchmark)} pairs of {len(benchmark.images)} images, "
@@ -533,12 +542,18 @@ def verification_page(
             "<p class=note>As the model saw them, farthest from the threshold first, an equal share for each size.</p>",
             _worst(evaluation),
         ]
-    parts.append("<h2>How this was measured</h2>")
+    parts.append(how_measured(models, short))
+    return document(title, parts)
+
+
+def how_measured(models: Sequence[ReportModel], short: Mapping[str, str]) -> str:
+    """The last section of a page: models, their preparation, and versions."""
+    parts = ["<h2>How this was measured</h2>"]
     for described in models:
         stated = described.card.get("input", {})
         training = described.card.get("training", {})
         parts += [
-            f"<h3>{_escape(short[described.name])}</h3>",
+            f"<h3>{escape(short[described.name])}</h3>",
             _description(
                 [
                     ("file", described.name),
@@ -561,9 +576,14 @@ def verification_page(
             ]
         )
     )
+    return "\n".join(parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """The page of these parts; empty ones are left out."""
     body = "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
