@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from lrface.benchmarks.metrics import rate_name
 from lrface.benchmarks.verification import RESOLUTIONS
-from lrface.embed import load_embedder, thresholds_file
+from lrface.embed import open_model
 from lrface.errors import LrfaceError, UsageError
 from lrface.evaluation import verify_models
 from lrface.files import read_json, write_json
@@ -69,9 +69,9 @@ def calibrate(
 ) -> Calibration:
     """Measure thresholds on a benchmark with both images at each size, and store them with the model.
 
-    A model of `lrface train` gets them into its card (``thresholds``), an ONNX file into NAME.thresholds.json beside
-    it; ``load_embedder`` reads both, and ``compare`` takes the one measured nearest to the smaller effective
-    resolution of the two faces.
+    A model of `lrface train` gets them into its card (``thresholds``), an ONNX or torch.export file into
+    NAME.thresholds.json beside it, a module:function into FILE.py.function.thresholds.json; ``load_embedder`` reads
+    them, and ``compare`` takes the one measured nearest to the smaller effective resolution of the two faces.
 
     Args:
         options: those of :func:`lrface.evaluation.verify_models`.
@@ -95,7 +95,7 @@ def calibrate(
                 "impostor_pairs": int((~same).sum()),
             }
         )
-    embedder = load_embedder(model)
+    embedder = open_model(model)
     thresholds = {str(row["size"]): row["threshold"] for row in rows}
     how = {
         "benchmark": found.benchmark.name,
@@ -103,7 +103,7 @@ def calibrate(
         "impostor_pairs": int((~found.benchmark.same).sum()),
         "date": date.today().isoformat(),
     }
-    file = thresholds_file(embedder.file)
+    file = embedder.thresholds_file
     if embedder.file.suffix == ".safetensors":
         card = read_json(file, "the card of the model")
         write_json(file, {**card, "thresholds": thresholds, "thresholds_measured": how})

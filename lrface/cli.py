@@ -68,6 +68,14 @@ Fallback = Annotated[
 Engine = Annotated[
     str, typer.Option("--engine", help="local: processes here; ray: actors on the machines of a Ray cluster.")
 ]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A run of `lrface train`, a .safetensors, .onnx or .pt2 (torch.export) file, or module:function; an .onnx or "
+        ".pt2 file of others takes FILE@colour=BGR,mean=0.5,std=0.5.",
+    ),
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(
@@ -347,7 +355,10 @@ def verify(
     model: Annotated[
         list[str],
         typer.Option(
-            "--model", help="A run of `lrface train`, a .safetensors or .onnx file; several compare."
+            "--model",
+            help="A run of `lrface train`, a .safetensors, .onnx or .pt2 (torch.export) file, or module:function; several "
+            "compare. An .onnx or .pt2 file of others takes RGB in [0, 1], or what you say: "
+            "FILE@colour=BGR,mean=0.5,std=0.5 (also output=NAME), or FILE.json beside it with these fields.",
         ),
     ],
     benchmark: Annotated[
@@ -435,6 +446,7 @@ def verify(
             cross=cross,
             matrix=matrix,
             degrade=[Condition.parse(text) for text in degrade or []],
+            say=say,
         )
         if plot is not None:
             plot_results({path: [row for row in run.rows if row["model"] == path] for path in model}, plot)
@@ -452,9 +464,7 @@ def verify(
 
 @app.command()
 def calibrate(
-    model: Annotated[
-        str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")
-    ],
+    model: ModelName,
     benchmark: Annotated[str, typer.Option("--benchmark", help="As for `lrface verify`.")] = "lfw",
     far: Annotated[
         float, typer.Option("--far", help="False accept rate wanted, above 0 and below 1.")
@@ -483,8 +493,9 @@ def calibrate(
         from lrface.calibrate import calibrate as measure
         from lrface.calibrate import calibration_table
 
+        sizes = parse_sizes(resolutions)
         found = measure(
-            model, benchmark, far, parse_sizes(resolutions), data=data, pairs=pairs, flip=flip, device=device
+            model, benchmark, far, sizes, data=data, pairs=pairs, flip=flip, device=device, say=say
         )
         print_json(asdict(found)) if json_output else print(calibration_table(found))
 
@@ -492,9 +503,7 @@ def calibrate(
 @app.command()
 def embed(
     paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="Images and folders of images.")],
-    model: Annotated[
-        str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")
-    ],
+    model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Where the vectors go: .parquet or .npz.")],
     kind: Annotated[
         str,
@@ -511,6 +520,14 @@ def embed(
     batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
     detector_model: DetectorModel = None,
     fallback: Fallback = "skip",
+    quality: Annotated[
+        str,
+        typer.Option(
+            "--quality",
+            help="norm: length of the feature; reconstruction: also the error of what the model's decoder draws (runs of "
+            "QualNet).",
+        ),
+    ] = "norm",
     workers: Annotated[
         int | None, typer.Option("--workers", help="Threads that decode, or with --engine ray actors.")
     ] = None,
@@ -518,16 +535,18 @@ def embed(
     address: RayAddress = None,
     json_output: Json = False,
 ) -> None:
-    """Embed images into a file of unit vectors with box, score and effective resolution.
+    """Embed images into a file of unit vectors with box, score, effective resolution and quality.
 
     What cannot be read or shows no face is listed with its reason in OUT.failures.csv; the job goes on.
     """
     with errors_for_users():
         from dataclasses import asdict
 
-        from lrface.embed import embed_paths, load_embedder
+        from lrface.embed import embed_paths, open_model
 
-        embedder = load_embedder(model, device=device, precision=precision, detector_model=detector_model)
+        embedder = open_model(
+            model, device=device, precision=precision, detector_model=detector_model, quality=quality
+        )
         summary = embed_paths(
             embedder,
             paths,
@@ -556,9 +575,7 @@ def embed(
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="An image: aligned crop or photograph.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another image.")],
-    model: Annotated[
-        str, typer.Option("--model", help="A run of `lrface train`, a .safetensors or .onnx file.")
-    ],
+    model: ModelName,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Cosine from which on it is the same person.")
     ] = None,
@@ -572,9 +589,9 @@ def compare(
     with errors_for_users():
         from dataclasses import asdict
 
-        from lrface.embed import load_embedder
+        from lrface.embed import open_model
 
-        found = load_embedder(model).compare(first, second, threshold=threshold, kind=kind, flip=flip)
+        found = open_model(model).compare(first, second, threshold=threshold, kind=kind, flip=flip)
         print_json({**asdict(found), "calibrated": found.calibrated}) if json_output else print(
             found.statement
         )
@@ -665,11 +682,11 @@ def data_check(
 
         embedder = None
         if model is not None:
-            from lrface.embed import load_embedder
+            from lrface.embed import open_model
             from lrface.neighbours import alike_findings, check_thresholds, embed_source
 
             check_thresholds(near_duplicate, label_noise)
-            embedder = load_embedder(model, device=device)
+            embedder = open_model(model, device=device)
         images = open_images(path, data)
         found = check_data(images.source, images.name, workers)
         if embedder is not None:
@@ -745,9 +762,9 @@ def data_overlap(
             check_sheet_path(sheet)
         embedder = None
         if model is not None:
-            from lrface.embed import load_embedder
+            from lrface.embed import open_model
 
-            embedder = load_embedder(model, device=device)
+            embedder = open_model(model, device=device)
         found = find_overlap(
             open_images(train, data),
             open_images(test, data, aligned=embedder is not None),

@@ -11,16 +11,20 @@ alignment and batching before it and scaling to unit length behind it.
 
 import csv
 import hashlib
+import importlib
 import json
 import math
 import os
 import platform
+import re
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +49,7 @@ CARD_KEY = "lrface_card"
 """Where an ONNX file carries lrface's card: a ``metadata_props`` entry of this name, JSON."""
 
 KINDS = ("auto", "crop", "photo")
+QUALITIES = ("norm", "reconstruction")
 PRECISIONS = ("float32", "bfloat16")
 
 UNCALIBRATED_THRESHOLD = 0.3
@@ -91,82 +96,155 @@ class _TorchNetwork:
         self.embedding_size = int(card["embedding_size"])
         self.input_size = _card_size(card, file)
         self.precision = precision
+        self.decoder: nn.Module | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return self._encoder(images.to(self.device, memory_format=torch.channels_last)).float()
 
+    def add_decoder(self) -> None:
+        """Raises LrfaceError where no decoder was kept with the encoder."""
+        from lrface.train.checkpoint import load_decoder
 
-class _OnnxNetwork:
-    """An ONNX file run by onnxruntime."""
+        decoder = load_decoder(self.file, self.card, self._encoder)  # type: ignore[arg-type]
+        self.decoder = channels_last(decoder.to(self.device).requires_grad_(False))
 
-    def __init__(
-        self,
-        file: Path,
-        device: torch.device,
-        threads: int | None,
-        colour: str | None,
-        mean: float | Sequence[float] | None,
-        std: float | Sequence[float] | None,
-        output: str | None,
-    ):
-        self.file = file
-        self.precision = "float32"
-        self.largest_batch = 8 if device.type == "cpu" else 256
-        self._session = _onnx_session(file, device, threads)
-        self._input, self._type, size, self._batch = _onnx_input(file, self._session)
-        self._output, width = _onnx_output(file, self._session, output)
-        text = self._session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+    def with_error(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features float32 [n, d], and the mean absolute difference float32 [n] between each image and what the decoder
+        draws of its final feature map, clipped to [0, 1]."""
+        assert self.decoder is not None
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            feature_map = self._encoder.features(images)  # type: ignore[operator]
+            features, drawn = self._encoder.embed(feature_map), self.decoder(feature_map)  # type: ignore[operator]
+        return features.float(), (drawn.float().clamp(0, 1) - images).abs().mean(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What was said about the input and output of a graph that others exported.
+
+    Attributes:
+        given: names of what was said.
+        source: "options", "card beside" (FILE.json), or "convention": nothing was said.
+    """
+
+    swap: bool
+    mean: Tensor | None
+    std: Tensor | None
+    output: str | None
+    given: tuple[str, ...]
+    source: str
+
+
+def _said(
+    file: Path,
+    colour: str | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+    output: str | None,
+) -> _Said:
+    options: dict[str, Any] = {"colour": colour, "mean": mean, "std": std, "output": output}
+    options = {name: value for name, value in options.items() if value is not None}
+    beside = described_beside(file)
+    if not beside.is_file():
+        return _checked_said(options, "options" if options.keys() - {"output"} else "convention")
+    if options:
+        raise UsageError(
+            f"{beside} says what {file.name} takes and gives; leave out {', '.join(options)}, or correct that file"
+        )
+    content = read_json(beside, "the description of the model")
+    unknown = [name for name in content if name not in ("colour", "mean", "std", "output")]
+    if unknown or "colour" not in content:
+        what = f"unknown field {unknown[0]!r}" if unknown else "field 'colour' is missing"
+        raise LrfaceError(
+            f"{beside}: {what}; it holds colour (RGB or BGR), and may hold mean, std and output"
+        )
+    try:
+        return _checked_said(content, "card beside")
+    except (UsageError, TypeError, ValueError) as error:
+        raise LrfaceError(f"{beside}: {error}") from error
+
+
+def _checked_said(said: Mapping[str, Any], source: str) -> _Said:
+    colour, output = said.get("colour"), said.get("output")
+    if colour not in (None, "RGB", "BGR"):
+        raise UsageError(f"colour must be RGB or BGR; found {colour!r}")
+    if not isinstance(output, str | None):
+        raise UsageError(f"output must be the name of an output; found {output!r}")
+    mean = std = None
+    if source != "convention":
+        mean, std = _channels("mean", said.get("mean", 0.0)), _channels("std", said.get("std", 1.0))
+        if bool((std == 0).any()):
+            raise UsageError("std must not be 0")
+    given = tuple(name for name in ("colour", "mean", "std") if name in said)
+    return _Said(colour == "BGR", mean, std, output, given, source)
+
+
+def described_beside(file: str | Path) -> Path:
+    """Where a .onnx or .pt2 file of others may be described: FILE.json beside it, ``{"colour": "RGB" or "BGR",
+    "mean": ..., "std": ..., "output": ...}``, the options of :func:`load_embedder` of these names."""
+    return Path(f"{file}.json")
+
+
+class _ForeignNetwork:
+    """A graph that others may have exported. What goes in is said by lrface's card in it, by a card beside it, by the
+    caller, or by nobody: then by convention."""
+
+    file: Path
+    largest_batch: int
+    precision = "float32"
+    # The graph may fix the batch, or take none smaller.
+    _batch: int | None = None
+    _smallest: int = 1
+
+    def _run(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _describe(self, said: _Said, text: str | None, size: int | None, width: int | None) -> None:
+        """Fill in what the network is, from lrface's card (``text``) or what was said, and run it once."""
         self._swap, self._mean, self._std = False, None, None
         card = None
+        file = self.file
         if text is not None:
-            given = [
-                name
-                for name, value in (("colour", colour), ("mean", mean), ("std", std))
-                if value is not None
-            ]
-            if given:
-                raise UsageError(
-                    f"{file} carries lrface's card, which says what goes in; leave out {', '.join(given)}"
+            if said.given:
+                where = (
+                    f"delete {described_beside(file)}"
+                    if said.source == "card beside"
+                    else f"leave out {', '.join(said.given)}"
                 )
-            card = _onnx_card(file, text)
+                raise UsageError(f"{file} carries lrface's card, which says what goes in; {where}")
+            card = _inner_card(file, text)
             if size not in (None, _card_size(card, file)):
                 raise LrfaceError(
                     f"{file}: its card says input size {_card_size(card, file)}, its graph takes {size} x "
                     f"{size}; export the model again"
                 )
             size = _card_size(card, file)
-        elif colour is not None or mean is not None or std is not None:
-            if colour not in (None, "RGB", "BGR"):
-                raise UsageError(f"colour must be RGB or BGR; found {colour!r}")
-            self._swap = colour == "BGR"
-            self._mean = _channels("mean", 0.0 if mean is None else mean)
-            self._std = _channels("std", 1.0 if std is None else std)
-            if bool((self._std == 0).any()):
-                raise UsageError("std must not be 0")
+        else:
+            self._swap, self._mean, self._std = said.swap, said.mean, said.std
         self.input_size = INPUT_SIZE if size is None else size
         # A graph need not declare its width: one grey image shows it, and that the network runs at all.
         shown = self(torch.full((1, 3, self.input_size, self.input_size), 0.5)).shape[1]
         if width not in (None, shown):
-            raise LrfaceError(
-                f"{file}: output {self._output!r} is declared {width} wide and gives {shown} values"
-            )
+            raise LrfaceError(f"{file}: its output is declared {width} wide and gives {shown} values")
         self.embedding_size = shown
         if card is not None and card.get("embedding_size") != shown:
             raise LrfaceError(
                 f"{file}: its card says embedding_size {card.get('embedding_size')}, the network gives "
                 f"{shown}; export the model again"
             )
-        self.card = card if card is not None else self._describe()
+        self.card = self._described(said) if card is None else card
+        if said.output is not None:
+            self.card = {**self.card, "output": said.output}
 
-    def _describe(self) -> dict[str, Any]:
-        """A card for a file that has none: what is known, and that it is convention or the caller's word."""
-        described = self._mean is not None
+    def _described(self, said: _Said) -> dict[str, Any]:
+        """A card for a file that has none: what is known, and whose word it is."""
         normalisation: Any = "inside"
         if self._mean is not None and self._std is not None:
             normalisation = {"mean": self._mean.flatten().tolist(), "std": self._std.flatten().tolist()}
         return {
-            "format": "onnx",
+            "format": self.file.suffix.lower().removeprefix("."),
             "embedding_size": self.embedding_size,
             "input": {
                 "size": self.input_size,
@@ -174,7 +252,7 @@ class _OnnxNetwork:
                 "range": [0, 1],
                 "normalisation": normalisation,
             },
-            "described_by": "options" if described else "convention",
+            "described_by": said.source,
         }
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -183,31 +261,154 @@ class _OnnxNetwork:
             images = images.flip(1)
         if self._mean is not None and self._std is not None:
             images = (images - self._mean) / self._std
-        array = images.numpy().astype(self._type, copy=False)
-        if self._batch is None:
-            return self._run(array)
-        # The graph fixes the batch: the last one is filled up with black images.
+        if self._batch is None and len(images) >= self._smallest:
+            return self._run(images)
+        # The graph fixes the batch, or its least: the last one is filled up with black images.
+        step = self._batch or self._smallest
         parts = []
-        for start in range(0, len(array), self._batch):
-            part = array[start : start + self._batch]
-            padded = np.zeros((self._batch, *array.shape[1:]), array.dtype)
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            padded = torch.zeros(step, *images.shape[1:])
             padded[: len(part)] = part
             parts.append(self._run(padded)[: len(part)])
         return torch.cat(parts)
 
-    def _run(self, array: np.ndarray) -> Tensor:
+
+class _OnnxNetwork(_ForeignNetwork):
+    """An ONNX file run by onnxruntime."""
+
+    def __init__(self, file: Path, device: torch.device, threads: int | None, said: _Said):
+        self.file = file
+        self.largest_batch = 8 if device.type == "cpu" else 256
+        self._session = _onnx_session(file, device, threads)
+        self._input, self._type, size, self._batch = _onnx_input(file, self._session)
+        self._output, width = _onnx_output(file, self._session, said.output)
+        text = self._session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+        self._describe(said, text, size, width)
+
+    def _run(self, images: Tensor) -> Tensor:
+        array = images.numpy().astype(self._type, copy=False)
         try:
             result = self._session.run([self._output], {self._input: np.ascontiguousarray(array)})[0]
         except Exception as error:  # onnxruntime's own errors share no base class below Exception
             raise LrfaceError(
                 f"{self.file} fails on a batch of shape {list(array.shape)}: {_first_line(error)}"
             ) from error
-        if result.ndim != 2 or len(result) != len(array):
-            raise LrfaceError(
-                f"{self.file}: output {self._output!r} has shape {list(result.shape)} for {len(array)} "
-                f"images; an embedding is [{len(array)}, d]"
-            )
+        _check_embedding(f"{self.file}: output {self._output!r}", result, len(array))
         return torch.from_numpy(result.astype(np.float32, copy=False))
+
+
+class _ExportedNetwork(_ForeignNetwork):
+    """A torch.export program, run operator by operator by :mod:`lrface.exported`."""
+
+    def __init__(self, file: Path, device: torch.device, threads: int | None, said: _Said):
+        from lrface.exported import ExportedProgram
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.file = file
+        self._device = device
+        self._program = ExportedProgram(file, device)
+        least, most = self._program.smallest_batch, self._program.largest_batch
+        self.largest_batch = min(most or 256, 16 if device.type == "cpu" else 256)
+        self._batch, self._smallest = (most if least == most else None), least
+        outputs = self._program.outputs
+        if said.output is None and len(outputs) != 1:
+            raise UsageError(
+                f"{file} has {len(outputs)} outputs ({', '.join(outputs)}); name the embedding with output=..."
+            )
+        if said.output is not None and said.output not in outputs:
+            raise UsageError(f"{file} has no output {said.output!r}; it has {', '.join(outputs)}")
+        self._output = said.output or outputs[0]
+        self._describe(said, self._program.card, self._program.input_size, None)
+
+    def _run(self, images: Tensor) -> Tensor:
+        try:
+            with torch.inference_mode():
+                result = self._program(images.to(self._device, self._program.input_type))[self._output]
+        except (RuntimeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise LrfaceError(
+                f"{self.file} fails on a batch of shape {list(images.shape)}: {_first_line(error)}"
+            ) from error
+        _check_embedding(f"{self.file}: output {self._output!r}", result, len(images))
+        return result.float().cpu()
+
+
+class _PythonNetwork:
+    """What a function of the user's own module gives: a callable, float32 [n, 3, s, s] RGB in [0, 1] -> [n, d]."""
+
+    precision = "float32"
+
+    def __init__(self, text: str, device: torch.device, threads: int | None):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._text, self._device = text, device
+        self.largest_batch = 16 if device.type == "cpu" else 256
+        self.file, made = _made_by_user(text)
+        if isinstance(made, nn.Module):
+            made = made.eval().requires_grad_(False).to(device)
+        self._callable = made
+        self.input_size = getattr(made, "input_size", INPUT_SIZE)
+        if not isinstance(self.input_size, int) or isinstance(self.input_size, bool) or self.input_size < 1:
+            raise LrfaceError(f"{text}: its input_size must be a whole number; found {self.input_size!r}")
+        self.embedding_size = self(torch.full((1, 3, self.input_size, self.input_size), 0.5)).shape[1]
+        self.card: dict[str, Any] = {
+            "format": "python",
+            "made_by": text,
+            "embedding_size": self.embedding_size,
+            "input": {"size": self.input_size, "colour": "RGB", "range": [0, 1], "normalisation": "inside"},
+            "described_by": "module:function",
+        }
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images.to(self._device, torch.float32)
+        try:
+            result = self._callable(images)
+        except Exception as error:  # anything may go wrong in code of the user's
+            raise LrfaceError(
+                f"{self._text} fails on a batch of shape {list(images.shape)}: {type(error).__name__}: "
+                f"{_first_line(error)}"
+            ) from error
+        if not isinstance(result, Tensor):
+            raise LrfaceError(
+                f"{self._text} gives {type(result).__name__}; an embedding is a tensor [{len(images)}, d]"
+            )
+        _check_embedding(self._text, result, len(images))
+        return result.detach().float().cpu()
+
+
+_MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def _made_by_user(text: str) -> tuple[Path, Callable[[Tensor], Tensor]]:
+    """The source of the module in ``module:function``, and what the function gives."""
+    name, _, function = text.partition(":")
+    # As `python -m` does: modules of the current directory come first, while this one is imported and called.
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(name)
+        made = getattr(module, function)()
+    except Exception as error:  # anything may go wrong in code of the user's
+        raise LrfaceError(
+            f"{text}: {type(error).__name__}: {_first_line(error)}; the module is imported from the current "
+            "directory or an installed package, and the function is called without arguments"
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())
+    source = getattr(module, "__file__", None)
+    if source is None or not callable(made):
+        raise LrfaceError(
+            f"{text}: the function must give something that turns images [n, 3, 112, 112] into features [n, d], and "
+            f"its module must have a source file; found {type(made).__name__} of {source}"
+        )
+    return Path(source), made
+
+
+def _check_embedding(what: str, result: Any, images: int) -> None:
+    if result.ndim != 2 or len(result) != images:
+        raise LrfaceError(
+            f"{what} has shape {list(result.shape)} for {images} images; an embedding is [{images}, d]"
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -307,7 +508,7 @@ def _onnx_output(file: Path, session: Any, wanted: str | None) -> tuple[str, int
     return wanted, shape[1] if isinstance(shape[1], int) else None
 
 
-def _onnx_card(file: Path, text: str) -> dict[str, Any]:
+def _inner_card(file: Path, text: str) -> dict[str, Any]:
     from lrface.train.checkpoint import check_card
 
     try:
@@ -355,12 +556,17 @@ def load_embedder(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     output: str | None = None,
+    quality: str = "norm",
 ) -> "FaceEmbedder":
-    """A model on disk, ready to embed.
+    """A model, ready to embed.
 
     Args:
         model: a ``.onnx`` file, a ``.safetensors`` file with its JSON card beside it, a directory that holds
-            ``model.safetensors`` and ``model.json``, or a run directory of ``lrface train``.
+            ``model.safetensors`` and ``model.json``, a run directory of ``lrface train``, a torch.export
+            program (``.pt2``, see :mod:`lrface.exported`), or ``"module:function"``: a function without
+            arguments of a module in the current directory or installed, which gives a callable float32
+            [n, 3, s, s] RGB in [0, 1] -> [n, d], with s its ``input_size`` where it has one, else 112. Only
+            that last kind runs code of the model's author.
         device: "auto", "cpu", "cuda" or "cuda:K", for the network and the detector.
         precision: "float32", or "bfloat16" (autocast; safetensors models only).
         threads: CPU threads. For an ONNX file of this session alone; for PyTorch the count is the whole
@@ -370,12 +576,15 @@ def load_embedder(
         min_score: how sure the detector must be of a face, 0 to 1.
         detector_model: an SCRFD or RetinaFace ONNX file; None finds faces with MTCNN.
         detector: a detector of your own instead.
-        colour, mean, std: only for an ONNX file that others exported, where it does not follow lrface's
+        colour, mean, std: only for a .onnx or .pt2 file that others exported, where it does not follow lrface's
             convention (RGB in [0, 1], normalisation inside): the network is given ``(x - mean) / std`` with x
             in [0, 1] and channels in the order ``colour``, "RGB" or "BGR". ``mean`` and ``std`` are one
             number or three in that order. A network that wants pixels in [-1, 1] takes ``mean=0.5, std=0.5``;
-            one that wants 0 to 255 takes ``mean=0, std=1/255``. Nothing is guessed from names.
-        output: name of the embedding, where an ONNX file has several outputs.
+            one that wants 0 to 255 takes ``mean=0, std=1/255``. Nothing is guessed from names. The same may be
+            written in a card beside the file: see :func:`described_beside`.
+        output: name of the embedding, where such a file has several outputs.
+        quality: "norm", or "reconstruction": also give the reconstruction error of every face, for which the
+            model must be a finished run of `lrface train` with a decoder (QualNet).
 
     Raises:
         UsageError: an option with a wrong value, or one that does not fit this kind of model.
@@ -383,6 +592,8 @@ def load_embedder(
             of another shape than a face embedder's.
     """
     path = Path(model).expanduser()
+    if quality not in QUALITIES:
+        raise UsageError(f"quality must be one of {', '.join(QUALITIES)}; found {quality!r}")
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
     if threads is not None and threads < 1:
@@ -395,32 +606,117 @@ def load_embedder(
             "min_face_size, min_score and detector_model are not for a detector of your own; leave them out"
         )
     network: _Network
-    if path.suffix.lower() == ".onnx":
+    kind = path.suffix.lower()
+    if kind in (".onnx", ".pt2"):
         if not path.is_file():
             raise LrfaceError(
-                f"{path}: no such file; give a .onnx or .safetensors file, or a directory made by `lrface "
+                f"{path}: no such file; give a .onnx, .pt2 or .safetensors file, or a directory made by `lrface "
                 "train RECIPE`"
             )
         if precision != "float32":
             raise UsageError(
-                f"precision {precision} is for safetensors models; an ONNX file computes as it was exported"
+                f"precision {precision} is for safetensors models; a {kind} file computes as it was exported"
             )
-        network = _OnnxNetwork(path, place, threads, colour, mean, std, output)
-        network.card.update(_kept_thresholds(path))
+        said = _said(path, colour, mean, std, output)
+        foreign = _OnnxNetwork if kind == ".onnx" else _ExportedNetwork
+        network = foreign(path, place, threads, said)
     else:
         for name, value in (("colour", colour), ("mean", mean), ("std", std), ("output", output)):
             if value is not None:
-                raise UsageError(f"{name} describes a .onnx file of others; {path} says itself what it takes")
-        network = _load_torch(path, place, precision, threads)
-    name = path.stem if path.is_file() else path.resolve().name
+                raise UsageError(
+                    f"{name} describes a .onnx or .pt2 file of others; {path} says itself what it takes"
+                )
+        if _is_module_function(model):
+            if precision != "float32":
+                raise UsageError(
+                    f"precision {precision} is for safetensors models; {model} computes as it likes"
+                )
+            network = _PythonNetwork(str(model), place, threads)
+        else:
+            network = _load_torch(path, place, precision, threads)
+    if network.file.suffix != ".safetensors":
+        network.card.update(_kept_thresholds(network.file, _thresholds_of(network)))
+    if quality == "reconstruction":
+        if not isinstance(network, _TorchNetwork):
+            raise UsageError(
+                f"quality reconstruction needs the decoder of a run of `lrface train`; {model} is no such run"
+            )
+        network.add_decoder()
+    name = path.stem if path.is_file() or kind in (".onnx", ".pt2") else path.resolve().name
     embedder = FaceEmbedder(network, name, place, given, detector)
     if detector is None:
-        options = {"colour": colour, "mean": mean, "std": std, "output": output, **settings}
+        options = {
+            "colour": colour,
+            "mean": mean,
+            "std": std,
+            "output": output,
+            "quality": quality,
+            **settings,
+        }
         options["detector_model"] = options.pop("model")
         if detector_model is not None:
             options["detector_model"] = Path(detector_model).expanduser().resolve()
-        embedder._made_by = (path.resolve(), {"device": str(device), "precision": precision, **options})
+        made_from = str(model) if _is_module_function(model) else path.resolve()
+        embedder._made_by = (made_from, {"device": str(device), "precision": precision, **options})
     return embedder
+
+
+def _is_module_function(model: str | Path) -> bool:
+    return isinstance(model, str) and bool(_MODULE_FUNCTION.fullmatch(model)) and not Path(model).exists()
+
+
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """A model as command lines name it: ``MODEL`` or ``MODEL@colour=BGR,mean=0.5,std=1/255,output=NAME``.
+
+    Numbers may be fractions; three of them, one a channel, have colons between: ``mean=0.485:0.456:0.406``.
+
+    Returns:
+        The model and the options of :func:`load_embedder` of these names.
+
+    Raises:
+        UsageError: an unknown option or no number.
+    """
+    model, at, tail = text.rpartition("@")
+    if not at or "=" not in tail or Path(text).exists():
+        return text, {}
+    options: dict[str, Any] = {}
+    for part in tail.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or name not in ("colour", "mean", "std", "output") or name in options:
+            raise UsageError(
+                f"model {text}: found {part!r} after the @; give colour=RGB or colour=BGR, mean=NUMBER, std=NUMBER, "
+                "output=NAME, each at most once, with commas between"
+            )
+        if name in ("mean", "std"):
+            try:
+                numbers = [float(Fraction(number)) for number in value.split(":")]
+            except (ValueError, ZeroDivisionError) as error:
+                raise UsageError(
+                    f"model {text}: {name} takes one number or three with colons between (0.5, 1/255, "
+                    f"0.485:0.456:0.406); found {value!r}"
+                ) from error
+            options[name] = numbers[0] if len(numbers) == 1 else numbers
+        else:
+            options[name] = value
+    return model, options
+
+
+def open_model(text: str, **options: Any) -> "FaceEmbedder":
+    """:func:`load_embedder` for a model as command lines name it, see :func:`parse_model`."""
+    model, described = parse_model(text)
+    return load_embedder(model, **described, **options)
+
+
+def undescribed(embedder: "FaceEmbedder") -> str | None:
+    """For a file of others about whose input nobody has said anything: how to say it. None for any other model."""
+    if embedder.card.get("described_by") != "convention":
+        return None
+    file = embedder.file
+    return (
+        f"name it as {file}@colour=BGR,mean=0.5,std=0.5 (the network gets (x - mean) / std of pixels x in [0, 1]; "
+        f"{file}@colour=RGB where it normalises inside), or write {described_beside(file)} beside it: "
+        '{"colour": "BGR", "mean": 0.5, "std": 0.5}'
+    )
 
 
 def thresholds_file(model: str | Path) -> Path:
@@ -432,9 +728,15 @@ def thresholds_file(model: str | Path) -> Path:
     return file.with_name(f"{file.name}.thresholds.json")
 
 
-def _kept_thresholds(file: Path) -> dict[str, Any]:
-    """Thresholds measured for exactly this ONNX file; nothing where there are none."""
-    sidecar = thresholds_file(file)
+def _thresholds_of(network: "_Network") -> Path:
+    if isinstance(network, _PythonNetwork):  # a module may hold several functions
+        function = network.card["made_by"].partition(":")[2]
+        return network.file.with_name(f"{network.file.name}.{function}.thresholds.json")
+    return thresholds_file(network.file)
+
+
+def _kept_thresholds(file: Path, sidecar: Path) -> dict[str, Any]:
+    """Thresholds measured for exactly this file; nothing where there are none."""
     if not sidecar.is_file():
         return {}
     kept = read_json(sidecar, "the thresholds of the model")
@@ -477,7 +779,12 @@ class Embeddings:
         effective_resolution: float32 [n], how many pixels of the original image span the aligned face: a
             crop's own side, or for a photograph :func:`lrface.align.warp.effective_resolution`.
         source: int64 [n], position of the image in the input.
+        quality: float32 [n], length of the feature before it was made a unit vector (with ``flip`` of the sum of
+            both); networks trained with a margin give longer ones for clearer faces. Its scale is the model's own.
         failures: ``(position, reason)`` of every image that gave no face.
+        reconstruction_error: float32 [n], mean absolute difference between the aligned face and what the model's
+            decoder draws of its final feature map, 0 to 1; None unless the embedder was loaded with
+            ``quality="reconstruction"``.
     """
 
     vectors: np.ndarray
@@ -486,13 +793,15 @@ class Embeddings:
     landmarks: np.ndarray
     effective_resolution: np.ndarray
     source: np.ndarray
+    quality: np.ndarray
     failures: list[tuple[int, str]] = field(default_factory=list)
+    reconstruction_error: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
 
 
-def _joined(parts: Sequence[Embeddings], width: int) -> Embeddings:
+def _joined(parts: Sequence[Embeddings], width: int, reconstruction: bool = False) -> Embeddings:
     empty = Embeddings(
         np.zeros((0, width), np.float32),
         np.zeros((0, 4), np.float32),
@@ -500,8 +809,10 @@ def _joined(parts: Sequence[Embeddings], width: int) -> Embeddings:
         np.zeros((0, 5, 2), np.float32),
         np.zeros(0, np.float32),
         np.zeros(0, np.int64),
+        np.zeros(0, np.float32),
     )
     parts = [empty, *parts]
+    errors = [part.reconstruction_error for part in parts if part.reconstruction_error is not None]
     return Embeddings(
         np.concatenate([part.vectors for part in parts]),
         np.concatenate([part.box for part in parts]),
@@ -509,7 +820,9 @@ def _joined(parts: Sequence[Embeddings], width: int) -> Embeddings:
         np.concatenate([part.landmarks for part in parts]),
         np.concatenate([part.effective_resolution for part in parts]),
         np.concatenate([part.source for part in parts]),
+        np.concatenate([part.quality for part in parts]),
         [failure for part in parts for failure in part.failures],
+        np.concatenate([np.zeros(0, np.float32), *errors]) if reconstruction else None,
     )
 
 
@@ -813,7 +1126,7 @@ class FaceEmbedder:
         self._own_detector = detector is not None
         self._detector = detector
         # How load_embedder makes this once more, in another process.
-        self._made_by: tuple[Path, dict[str, Any]] | None = None
+        self._made_by: tuple[str | Path, dict[str, Any]] | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -838,8 +1151,13 @@ class FaceEmbedder:
 
     @property
     def file(self) -> Path:
-        """The weights: a .safetensors or .onnx file."""
+        """The weights: a .safetensors, .onnx or .pt2 file; for module:function the module's source."""
         return self._network.file
+
+    @property
+    def thresholds_file(self) -> Path:
+        """Where the model's operating thresholds are kept, see :func:`lrface.calibrate.calibrate`."""
+        return _thresholds_of(self._network)
 
     @property
     def precision(self) -> str:
@@ -848,8 +1166,9 @@ class FaceEmbedder:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What the model says about itself. An ONNX file without lrface's card gets one of format "onnx"
-        whose ``described_by`` says whether convention or the caller's options describe its input."""
+        """What the model says about itself. A file without lrface's card gets one of format "onnx" or "pt2" whose
+        ``described_by`` says what describes its input: "options" of the caller's, a "card beside" the file, or
+        "convention". A module:function gets one of format "python"."""
         return dict(self._network.card)
 
     def _settings(self) -> dict[str, Any]:
@@ -865,7 +1184,8 @@ class FaceEmbedder:
             detector = {"detector": type(self._detector).__name__, **plain}
         else:
             detector = describe_detector(**self._detector_settings)
-        return {"precision": self._network.precision, "detector": detector}
+        quality = "reconstruction" if self._reconstructs else "norm"
+        return {"precision": self._network.precision, "quality": quality, "detector": detector}
 
     @cached_property
     def model_sha256(self) -> str:
@@ -957,7 +1277,7 @@ class FaceEmbedder:
         """
         call = _Call(kind, faces, flip, batch_size, on_error, fallback)
         blocks = self._blocks(_items(images), call, workers)
-        return _joined(list(blocks), self.embedding_size)
+        return _joined(list(blocks), self.embedding_size, self._reconstructs)
 
     def similarity(self, a: np.ndarray | Embeddings, b: np.ndarray | Embeddings) -> np.ndarray:
         """See :func:`similarity`."""
@@ -1045,7 +1365,7 @@ class FaceEmbedder:
                 failures.append((item.index, str(result)))
             else:
                 ready += result
-        vectors, good = self._unit_vectors(ready, call.flip, call.batch_size)
+        vectors, lengths, errors, good = self._unit_vectors(ready, call.flip, call.batch_size)
         for face in (face for face, fine in zip(ready, good, strict=True) if not fine):
             reason = "the network's features are zero or not finite: it is broken, or overflows here"
             if call.on_error == "raise":
@@ -1060,7 +1380,9 @@ class FaceEmbedder:
             np.array([face.landmarks for face in kept], np.float32).reshape(-1, 5, 2),
             np.array([face.resolution for face in kept], np.float32),
             np.array([face.source for face in kept], np.int64),
+            lengths[good],
             sorted(failures),
+            None if errors is None else errors[good],
         )
 
     def _is_crop(self, image: np.ndarray | Tensor, kind: str) -> bool:
@@ -1113,18 +1435,40 @@ class FaceEmbedder:
 
     def _unit_vectors(
         self, faces: Sequence[_Face], flip: bool, batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [n, d], and bool [n]: whether the network gave a direction."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+        """Unit vectors float32 [n, d], lengths float32 [n], reconstruction errors float32 [n] where they are wanted, and
+        bool [n]: whether the network gave a direction."""
         vectors = torch.zeros(len(faces), self.embedding_size)
+        errors = torch.zeros(len(faces)) if self._reconstructs else None
         for start in range(0, len(faces), batch_size):
             pixels = torch.stack([face.pixels for face in faces[start : start + batch_size]])
-            features = self.embed_tensor(pixels, batch_size)
+            if errors is None:
+                features = self.embed_tensor(pixels, batch_size)
+            else:
+                features, errors[start : start + len(pixels)] = self._with_errors(pixels)
             if flip:
                 features = features + self.embed_tensor(pixels.flip(3), batch_size)
             vectors[start : start + len(pixels)] = features
         norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         good = (torch.isfinite(norm) & (norm > 0))[:, 0]
-        return (vectors / norm).numpy(), good.numpy()
+        return (
+            (vectors / norm).numpy(),
+            norm[:, 0].numpy(),
+            None if errors is None else errors.numpy(),
+            good.numpy(),
+        )
+
+    @property
+    def _reconstructs(self) -> bool:
+        return isinstance(self._network, _TorchNetwork) and self._network.decoder is not None
+
+    def _with_errors(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and reconstruction errors of aligned faces, on the CPU."""
+        network = self._network
+        assert isinstance(network, _TorchNetwork)
+        with torch.inference_mode():
+            parts = [network.with_error(part) for part in pixels.split(network.largest_batch)]
+        return torch.cat([part[0] for part in parts]).cpu(), torch.cat([part[1] for part in parts]).cpu()
 
 
 # --------------------------------------------------------------------------------------------- many at a time
@@ -1182,8 +1526,9 @@ def embed_paths(
         paths: files and folders.
         out: ``.parquet``, with the columns path (string), face (int32, which face of the image, from 0),
             vector (fixed_size_list<float32>[d], of unit length), box (fixed_size_list<float32>[4]), score
-            (float32), landmarks (fixed_size_list<float32>[10]: x0, y0, ..., x4, y4) and effective_resolution
-            (float32), as in :class:`Embeddings`; or ``.npz`` with arrays of these names. The schema metadata
+            (float32), landmarks (fixed_size_list<float32>[10]: x0, y0, ..., x4, y4), effective_resolution
+            and quality (float32), and with ``quality="reconstruction"`` reconstruction_error (float32), as in
+            :class:`Embeddings`; or ``.npz`` with arrays of these names. The schema metadata
             (in a .npz the string array ``metadata``, JSON) has ``lrface_model``, ``lrface_model_sha256``,
             ``lrface_version``, and as JSON ``lrface_card`` and ``lrface_settings``. A file that is there
             already is replaced when the new one is whole.
@@ -1280,14 +1625,14 @@ def _embed_part(
     for block in embedder._blocks(items, call, workers):
         blocks.append(block)
         advance(len(set(block.source.tolist()) | {index for index, _ in block.failures}))
-    _write_part(name, labels, _joined(blocks, embedder.embedding_size), metadata)
+    _write_part(name, labels, _joined(blocks, embedder.embedding_size, embedder._reconstructs), metadata)
 
 
 @dataclass(frozen=True)
 class _RayCrew:
     """What an actor needs to embed parts."""
 
-    model: Path
+    model: str | Path
     options: dict[str, Any]
     model_sha256: str
     call: _Call
@@ -1394,7 +1739,10 @@ def _write_part(name: Path, labels: Sequence[str], found: Embeddings, metadata: 
         "score": pa.array(found.score, pa.float32()),
         "landmarks": _fixed_size(found.landmarks.reshape(-1, 10)),
         "effective_resolution": pa.array(found.effective_resolution, pa.float32()),
+        "quality": pa.array(found.quality, pa.float32()),
     }
+    if found.reconstruction_error is not None:
+        columns["reconstruction_error"] = pa.array(found.reconstruction_error, pa.float32())
     failures = [[_text(labels[index]), reason] for index, reason in found.failures]
     table = pa.table(columns).replace_schema_metadata({**metadata, _FAILURES: json.dumps(failures)})
     with atomic_file(name) as aside:

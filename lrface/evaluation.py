@@ -17,7 +17,8 @@ from lrface.benchmarks.verification import (
     load_benchmark,
     resolution_areas,
 )
-from lrface.embed import FaceEmbedder, load_embedder
+from lrface.embed import FaceEmbedder, open_model, undescribed
+from lrface.errors import UsageError
 
 
 @dataclass
@@ -44,17 +45,23 @@ class VerificationRun:
         """What ``--json`` prints."""
         return {"results": self.rows, "resolution_areas": self.areas, "comparisons": self.comparisons}
 
-    def page(self, title: str = "Verification at every resolution") -> str:
-        """The report as one HTML page that needs nothing else."""
+    def page(self, title: str = "Verification at every resolution", lead: str = "") -> str:
+        """The report as one HTML page that needs nothing else; ``lead`` is HTML put before the curves."""
         return verification_page(
-            self.evaluations, self.models, self.rows, self.areas, self.comparisons, title
+            self.evaluations, self.models, self.rows, self.areas, self.comparisons, title, lead
         )
 
 
 def feature_stores(
     embedder: FaceEmbedder, cache: str | Path | None, **preparation: Any
-) -> Callable[[Condition], FeatureStore]:
-    """The stores of one model: one for each condition. ``preparation`` is what else its features depend on."""
+) -> Callable[[Condition], FeatureStore] | None:
+    """The stores of one model: one for each condition. ``preparation`` is what else its features depend on.
+
+    None for a module:function: its features may depend on more than the source that can be hashed (files of weights,
+    other modules).
+    """
+    if embedder.card.get("format") == "python":
+        return None
     card = {key: value for key, value in embedder.card.items() if key != "thresholds"}
     known = {"card": card, "precision": embedder.precision, **preparation}
     root = cache_root(cache) / "features"
@@ -63,6 +70,21 @@ def feature_stores(
         return FeatureStore(root, embedder.model_sha256, {**known, "condition": asdict(condition)})
 
     return store
+
+
+def check_described(
+    embedder: FaceEmbedder, say: Callable[[str], None] = lambda message: None, assume: bool = True
+) -> None:
+    """Tell what is assumed of a file that says nothing about its input, or refuse it. Raises UsageError."""
+    how = undescribed(embedder)
+    if how is None:
+        return
+    if not assume:
+        raise UsageError(
+            f"{embedder.file} does not say which colour order and normalisation its network takes, and lrface does not "
+            f"guess: {how}"
+        )
+    say(f"{embedder.file}: assumed to take RGB in [0, 1] and to normalise inside. If not, {how}")
 
 
 def verify_models(
@@ -85,15 +107,20 @@ def verify_models(
     matrix: bool = False,
     degrade: Sequence[Condition] = (),
     show_progress: bool = True,
+    say: Callable[[str], None] = lambda message: None,
+    assume: bool = True,
 ) -> VerificationRun:
     """Evaluate every model on every benchmark. See :func:`lrface.benchmarks.verification.evaluate_verification`.
+
+    Models are named as in :func:`lrface.embed.parse_model`. Of a file of others whose input nobody describes,
+    ``say`` is told which convention is assumed; without ``assume`` it is refused (UsageError).
 
     ``keep_features`` keeps features below the cache folder by the content of model, preparation and image, so that
     the same call is instant the second time.
     """
-    embedders = {
-        path: load_embedder(path, device=device, precision=precision) for path in dict.fromkeys(models)
-    }
+    embedders = {path: open_model(path, device=device, precision=precision) for path in dict.fromkeys(models)}
+    for embedder in embedders.values():
+        check_described(embedder, say, assume)
     run = VerificationRun()
     for path, embedder in embedders.items():
         preparation = {"flip fusion": flip, "down": down, "up": up, "precision": precision, "device": device}

@@ -370,7 +370,7 @@ def test_a_directory_of_other_names_says_which_file_to_name(saved, tmp_path):
 
 
 def test_onnx_options_do_not_fit_a_model_of_lrface(saved):
-    with pytest.raises(UsageError, match="mean describes a .onnx file"):
+    with pytest.raises(UsageError, match="mean describes a .onnx or .pt2 file"):
         load_embedder(saved[0] / "run", mean=0.5)
 
 

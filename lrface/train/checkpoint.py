@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import lrface
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_directory, atomic_file, read_json, write_json
-from lrface.models import build_backbone
+from lrface.models import build_backbone, build_decoder
+from lrface.models.blocks import FaceBackbone
 
 MODEL = "model.safetensors"
 PARTS = "parts.safetensors"
@@ -207,6 +208,47 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn
         if stated != own:
             raise LrfaceError(f"{card_path}: field {field!r} is {stated}, that of the network {own}")
     return encoder.to(device).eval(), card
+
+
+def load_decoder(weights: Path, card: dict[str, Any], encoder: FaceBackbone) -> nn.Module:
+    """The decoder that a finished run of `lrface train` learned beside its encoder, in eval mode.
+
+    Args:
+        weights: the run's model.safetensors; the decoder is in its last checkpoint.
+        card: of these weights; its recipe says what the decoder is.
+        encoder: what was loaded from them.
+
+    Raises:
+        LrfaceError: no recipe on the card, no checkpoint beside the model or one of another model, or a method that
+            trains no decoder.
+    """
+    needed = (
+        "a reconstruction error needs the decoder, which a finished run of QualNet keeps in its checkpoints"
+    )
+    recipe = card.get("recipe")
+    named = dict(recipe.get("decoder") or {}) if isinstance(recipe, dict) else {}
+    stages = sorted((weights.parent / "stages").glob("*-*"), key=_stage_number)
+    newest = latest_checkpoint(stages[-1]) if stages else None
+    if "name" not in named or newest is None:
+        missing = f"no checkpoints in {weights.parent / 'stages'}" if named else "no recipe on its card"
+        raise LrfaceError(f"{weights} has no decoder ({missing}); {needed}")
+    prefix = "decoder."
+    state = {
+        key.removeprefix(prefix): value
+        for key, value in load_state(newest / PARTS).items()
+        if key.startswith(prefix)
+    }
+    if not state:
+        raise LrfaceError(f"{newest / PARTS} has no decoder; {needed}")
+    kept = read_json(newest / "model.json", "the card of the checkpoint").get("weights_sha256")
+    if kept != card.get("weights_sha256"):
+        raise LrfaceError(f"{newest} is a checkpoint of another model than {weights}; {needed}")
+    try:
+        decoder = build_decoder(named.pop("name"), encoder.feature_channels, **named)
+    except UsageError as error:
+        raise LrfaceError(f"the recipe on the card of {weights}: {error}") from error
+    fill(decoder, state, f"the decoder in {newest / PARTS}")
+    return decoder.eval()
 
 
 @dataclass
