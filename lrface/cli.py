@@ -463,6 +463,116 @@ def verify(
 
 
 @app.command()
+def identify(
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            help="A run of `lrface train`, a .safetensors or .onnx file; several make several rows.",
+        ),
+    ],
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", help="tinyface, survface, ijbb or ijbc.")
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option("--gallery", help="Identity folders of crops or photographs, or data of any format."),
+    ] = None,
+    probe: Annotated[
+        Path | None, typer.Option("--probe", help="The same for the probes; names say who is who.")
+    ] = None,
+    resolutions: Annotated[
+        str, typer.Option("--resolutions", help="Probe sizes in pixels, 112,28,14; native: as they are.")
+    ] = "native",
+    data: DataRoot = None,
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            "--crops", help="TinyFace: aligned crops laid out like Testing_Set, in place of its images."
+        ),
+    ] = None,
+    align: Annotated[
+        bool, typer.Option("--align/--no-align", help="TinyFace: find faces, or enlarge images whole.")
+    ] = True,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool",
+            help="Images of one folder make a template: none, mean, norm (feature length) or quality (detector).",
+        ),
+    ] = None,
+    open_share: Annotated[
+        float,
+        typer.Option("--open-share", help="Share of identities that leave the gallery for the open-set row."),
+    ] = 0.5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which of them leave.")] = 0,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="Folders: add the features of the mirrored image.")
+    ] = True,
+    down: Annotated[
+        str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")
+    ] = "nearest",
+    up: Annotated[
+        str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")
+    ] = "bilinear",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that align photographs.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write one self-contained page: FILE.html with curves and tables."),
+    ] = None,
+    keep_features: Annotated[
+        bool,
+        typer.Option(
+            "--keep-features/--no-keep-features",
+            help="Keep features in the cache, so that the same test is instant the second time.",
+        ),
+    ] = True,
+    json_output: Json = False,
+) -> None:
+    """Who of a gallery is on each probe: rank-k, mean average precision, open-set FNIR at FPIR.
+
+    TinyFace is scored as its authors do and as AdaFace and CVLface do, side by side. What could not be aligned is
+    counted, never left out. IJB-B and IJB-C search mixed-media probes in both galleries.
+    """
+    with errors_for_users():
+        from lrface.benchmarks.identification_page import identification_text
+        from lrface.identification_run import run_identification
+
+        run = run_identification(
+            model,
+            benchmark,
+            gallery,
+            probe,
+            [] if resolutions == "native" else parse_sizes(resolutions),
+            data=data,
+            crops=crops,
+            align=align,
+            flip=flip,
+            pooling=pool,
+            open_share=open_share,
+            seed=seed,
+            workers=workers,
+            down=down,
+            up=up,
+            keep_features=keep_features,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+        )
+        if report is not None:
+            from lrface.files import write_text
+
+            write_text(report, run.page())
+            say(f"report: {report}")
+        print_json(run.to_json()) if json_output else print(identification_text(run.rows, run.notes))
+
+
+@app.command()
 def calibrate(
     model: ModelName,
     benchmark: Annotated[str, typer.Option("--benchmark", help="As for `lrface verify`.")] = "lfw",
