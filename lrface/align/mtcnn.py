@@ -295,147 +295,112 @@ def _map_back(face: Detection, copy: _Prepared) -> Detection:
 
 # What goes through a network at once, on a CPU: activations then stay in the cache, and are small enough to come
 # out of memory that the process already has (fresh pages from the system cost more than the arithmetic).
-_LEVEL_PIXELS, _REFINE_CROPS, _OUTPUT_CROPS = 90_000, 64, 16
+_LEVEL_PIXELS, _REFINE_CROPS, _OUTPUT_CROPS = 90_000, 32, 16
 
 
-class _Layers:
-    """Weights of one network, ready for convolution over channels-last batches.
+class _Network:
+    """Convolutions with PReLU, each followed by a pooling or not; a dense layer; heads, computed as one.
 
-    heads: names of the layers that give the results; they are computed as one.
+    pools: side of the pooling windows behind each convolution, 0 for none. heads: names of the layers that give the
+    results. On a CPU, activations are in oneDNN's own layout between the first convolution and the last: PReLU and
+    pooling then take half the time, since sixteen channels lie together whatever their number, and pooling does not
+    record where maxima are.
     """
 
-    def __init__(self, weights: dict[str, Tensor], device: torch.device, heads: Sequence[str]):
-        self._device = device
-        self._weights = {name: value.detach().to(device, torch.float32) for name, value in weights.items()}
-        # Networks expect (pixel - 127.5) / 128: folded into the first layer, which is exact as it pads
-        # nothing.
-        first = self._weights["conv1.weight"]
-        self._weights["conv1.bias"] = self._weights["conv1.bias"] - first.sum(dim=(1, 2, 3)) * (
-            127.5 * 0.0078125
-        )
-        self._weights["conv1.weight"] = first * 0.0078125
-        self._fill_vectors()
-        for kind in ("weight", "bias"):
-            self._weights[f"heads.{kind}"] = torch.cat([self._weights[f"{name}.{kind}"] for name in heads])
-        for name, value in self._weights.items():
-            if value.ndim == 4:
-                self._weights[name] = value.contiguous(memory_format=torch.channels_last)
-            elif value.ndim == 2 and value.shape[1] % 9 == 0:
-                # Features are 3 x 3 positions: published in the order column, row, channel; channels-last
-                # batches have row, column, channel.
-                self._weights[name] = value.unflatten(1, (3, 3, -1)).transpose(1, 2).flatten(1).contiguous()
-
-    def _fill_vectors(self) -> None:
-        """28 channels become 32 with weights of 0, which change nothing: the first layer is then a third
-        faster."""
-        channels = len(self._weights["conv1.bias"])
-        more = -channels % 16
-        if channels < 16 or not more:
-            return
-        for name in ("conv1.weight", "conv1.bias", "prelu1.weight"):
-            value = self._weights[name]
-            self._weights[name] = torch.cat([value, value.new_zeros(more, *value.shape[1:])])
-        value = self._weights["conv2.weight"]
-        zeros = value.new_zeros(len(value), more, *value.shape[2:])
-        self._weights["conv2.weight"] = torch.cat([value, zeros], dim=1)
-
-    def convolution(self, x: Tensor, number: int) -> Tensor:
-        x = F.conv2d(x, self._weights[f"conv{number}.weight"], self._weights[f"conv{number}.bias"])
-        # One slope a channel, repeated along a row: PyTorch's own channels-last kernel takes 14 times as long
-        # for a number of channels that does not fill a vector (10 or 28).
-        batch, channels, height, width = x.shape
-        slope = self._weights[f"prelu{number}.weight"].repeat(width)
-        rows = x.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
-        return F.prelu(rows, slope).view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-    def dense(self, x: Tensor, number: int) -> Tensor:
-        x = F.linear(x, self._weights[f"dense{number}.weight"], self._weights[f"dense{number}.bias"])
-        return F.prelu(x, self._weights[f"prelu{number}.weight"])
-
-    def heads(self, x: Tensor) -> Tensor:
-        layer = F.conv2d if x.ndim == 4 else F.linear
-        return layer(x, self._weights["heads.weight"], self._weights["heads.bias"])
-
-    def parts(self, crops: Tensor, count: int) -> Sequence[Tensor]:
-        """Crops [n, h, w, 3] as batches for the network, each channels-last [<= count, 3, h, w]."""
-        return crops.permute(0, 3, 1, 2).split(count if self._device.type == "cpu" else 512)
-
-    @staticmethod
-    def features(x: Tensor) -> Tensor:
-        """[n, c, h, w] -> [n, h * w * c]; no copy for a channels-last batch."""
-        return x.permute(0, 2, 3, 1).flatten(1)
-
-    @staticmethod
-    def probability(logits: np.ndarray) -> np.ndarray:
-        """Second of two softmax outputs [n, 2, ...] -> [n, ...]."""
-        return 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
-
-
-def _max_pool(x: Tensor, size: int) -> Tensor:
-    """Maximum over size x size windows two pixels apart, the last ones cut off by the edge (``ceil_mode``).
-
-    Equal to torch's max_pool2d, which takes four to six times as long here as it also records where maxima are.
-    """
-    for dim in (2, 3):
-        length = x.shape[dim]
-        count = (length - size + 1) // 2 + 1
-        every = [
-            x.narrow(dim, offset, length - offset)[(slice(None),) * dim + (slice(None, None, 2),)]
-            for offset in range(size)
+    def __init__(
+        self, weights: dict[str, Tensor], device: torch.device, pools: Sequence[int], heads: Sequence[str]
+    ):
+        self._cpu = device.type == "cpu"
+        self._blocked = self._cpu and torch.backends.mkldnn.is_available()
+        self._pools = pools
+        values = {name: value.detach().to(device, torch.float32) for name, value in weights.items()}
+        # Networks expect (pixel - 127.5) / 128: folded into the first layer, which is exact as it pads nothing.
+        first = values["conv1.weight"]
+        values["conv1.bias"] = values["conv1.bias"] - first.sum(dim=(1, 2, 3)) * (127.5 * 0.0078125)
+        values["conv1.weight"] = first * 0.0078125
+        kinds = ("conv{}.weight", "conv{}.bias", "prelu{}.weight")
+        last = len(pools)
+        self._convolutions = [
+            [self._block(values[kind.format(number)]) for kind in kinds] for number in range(1, last + 1)
         ]
-        # Windows that are whole; at most the last is not.
-        whole = (length - size) // 2 + 1
-        best = torch.maximum(every[0].narrow(dim, 0, whole), every[1].narrow(dim, 0, whole))
-        for other in every[2:]:
-            torch.maximum(best, other.narrow(dim, 0, whole), out=best)
-        if whole < count:
-            last = x.narrow(dim, 2 * whole, length - 2 * whole).amax(dim=dim, keepdim=True)
-            best = torch.cat([best, last], dim=dim)
-        x = best
-    return x
+        self._heads = [torch.cat([values[f"{name}.{kind}"] for name in heads]) for kind in ("weight", "bias")]
+        self._dense: list[Tensor] | None = None
+        if f"dense{last + 1}.weight" in values:
+            # Features are 3 x 3 positions, published in the order column, row, channel.
+            weight = values[f"dense{last + 1}.weight"].unflatten(1, (3, 3, -1)).permute(0, 3, 2, 1).flatten(1)
+            self._dense = [weight, values[f"dense{last + 1}.bias"], values[f"prelu{last + 1}.weight"]]
+        else:
+            self._heads = [self._block(value) for value in self._heads]
+
+    def _block(self, value: Tensor) -> Tensor:
+        """A weight in oneDNN's layout, where activations are."""
+        if not self._blocked:
+            return value
+        blocked = value.contiguous().to_mkldnn()
+        if value.ndim < 4:
+            return blocked
+        return torch.ops.aten.mkldnn_reorder_conv2d_weight(blocked, (0, 0), (1, 1), (1, 1), 1)
+
+    def _convolve(self, pixels: Tensor) -> Tensor:
+        x = pixels.permute(0, 3, 1, 2).contiguous()
+        if self._blocked:
+            x = x.to_mkldnn()
+        for (weight, bias, slope), size in zip(self._convolutions, self._pools, strict=True):
+            x = F.prelu(F.conv2d(x, weight, bias), slope)
+            if size:  # windows two pixels apart, the last ones cut off by the edge
+                x = F.max_pool2d(x, size, 2, ceil_mode=True)
+        return x
+
+    def on_levels(self, levels: Tensor) -> np.ndarray:
+        """The heads at every position: float32 [n, h, w, 3] pixels 0..255 -> [n, k, h', w']."""
+        x = F.conv2d(self._convolve(levels), self._heads[0], self._heads[1])
+        return (x.to_dense() if self._blocked else x).cpu().numpy()
+
+    def on_crops(self, crops: Tensor, together: int) -> np.ndarray:
+        """The heads: float32 [n, s, s, 3] pixels 0..255 -> [n, k]; on a CPU ``together`` at a time."""
+        assert self._dense is not None
+        features = []
+        for part in crops.split(together if self._cpu else 512):
+            x = self._convolve(part)
+            features.append((x.to_dense() if self._blocked else x).flatten(1))
+        weight, bias, slope = self._dense
+        x = F.prelu(F.linear(torch.cat(features), weight, bias), slope)
+        return F.linear(x, self._heads[0], self._heads[1]).cpu().numpy()
 
 
-class _ProposalNetwork(_Layers):
+def _probability(logits: np.ndarray) -> np.ndarray:
+    """Second of two softmax outputs [n, 2, ...] -> [n, ...]."""
+    return 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+
+
+class _ProposalNetwork(_Network):
     def __init__(self, weights: dict[str, Tensor], device: torch.device):
-        super().__init__(weights, device, ("conv4_1", "conv4_2"))
+        super().__init__(weights, device, (2, 0, 0), ("conv4_1", "conv4_2"))
 
     def __call__(self, level: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, h, w, 3] pixels 0..255 -> probability [n, h', w'] and shift [n, 4, h', w']."""
-        x = self.convolution(level.permute(0, 3, 1, 2), 1)
-        x = _max_pool(x, 2)
-        found = self.heads(self.convolution(self.convolution(x, 2), 3)).cpu().numpy()
-        return self.probability(found), found[:, 2:]
+        found = self.on_levels(level)
+        return _probability(found), found[:, 2:]
 
 
-class _RefineNetwork(_Layers):
+class _RefineNetwork(_Network):
     def __init__(self, weights: dict[str, Tensor], device: torch.device):
-        super().__init__(weights, device, ("dense5_1", "dense5_2"))
+        super().__init__(weights, device, (3, 3, 0), ("dense5_1", "dense5_2"))
 
     def __call__(self, crops: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, 24, 24, 3] -> probability [n] and shift [n, 4]."""
-        features = []
-        for part in self.parts(crops, _REFINE_CROPS):
-            x = _max_pool(self.convolution(part, 1), 3)
-            x = _max_pool(self.convolution(x, 2), 3)
-            features.append(self.features(self.convolution(x, 3)))
-        found = self.heads(self.dense(torch.cat(features), 4)).cpu().numpy()
-        return self.probability(found), found[:, 2:]
+        found = self.on_crops(crops, _REFINE_CROPS)
+        return _probability(found), found[:, 2:]
 
 
-class _OutputNetwork(_Layers):
+class _OutputNetwork(_Network):
     def __init__(self, weights: dict[str, Tensor], device: torch.device):
-        super().__init__(weights, device, ("dense6_1", "dense6_2", "dense6_3"))
+        super().__init__(weights, device, (3, 3, 2, 0), ("dense6_1", "dense6_2", "dense6_3"))
 
     def __call__(self, crops: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """float32 [n, 48, 48, 3] -> probability [n], shift [n, 4] and landmarks [n, 10] (five x, five y)."""
-        features = []
-        for part in self.parts(crops, _OUTPUT_CROPS):
-            x = _max_pool(self.convolution(part, 1), 3)
-            x = _max_pool(self.convolution(x, 2), 3)
-            x = _max_pool(self.convolution(x, 3), 2)
-            features.append(self.features(self.convolution(x, 4)))
-        found = self.heads(self.dense(torch.cat(features), 5)).cpu().numpy()
-        return self.probability(found), found[:, 2:6], found[:, 6:]
+        found = self.on_crops(crops, _OUTPUT_CROPS)
+        return _probability(found), found[:, 2:6], found[:, 6:]
 
 
 def _rectangle_sums(image: np.ndarray) -> np.ndarray:
