@@ -365,7 +365,8 @@ def verify(
         list[str],
         typer.Option(
             "--benchmark",
-            help="lfw, agedb30, cfp_fp, cfp_ff, calfw, cplfw, vgg2_fp, a .bin pack, or a folder with pairs.txt; may repeat.",
+            help="lfw, agedb30, cfp_fp, cfp_ff, calfw, cplfw, vgg2_fp, xqlfw, survface, a .bin pack, or a folder with "
+            "pairs.txt; may repeat. ijbb or ijbc, by itself: TAR at FAR of templates.",
         ),
     ],
     resolutions: Annotated[str, typer.Option("--resolutions", help="Test sizes in pixels.")] = "112,56,28,14",
@@ -428,7 +429,24 @@ def verify(
         from lrface.benchmarks.conditions import Condition
         from lrface.benchmarks.report import plot_results, verification_text
         from lrface.evaluation import verify_models
+        from lrface.identification_run import only_template_benchmark, verify_templates
 
+        templates = only_template_benchmark(benchmark)
+        if templates is not None:
+            _show_identification(
+                verify_templates(
+                    model,
+                    templates,
+                    data=data,
+                    keep_features=keep_features,
+                    device=device,
+                    precision=precision,
+                    batch_size=batch_size,
+                ),
+                report,
+                json_output,
+            )
+            return
         run = verify_models(
             model,
             benchmark,
@@ -460,6 +478,16 @@ def verify(
             print_json(run.to_json())
         else:
             print(verification_text(run.rows, run.areas, run.comparisons))
+
+
+def _show_identification(run: Any, report: Path | None, json_output: bool) -> None:
+    from lrface.benchmarks.identification_page import identification_text
+    from lrface.files import write_text
+
+    if report is not None:
+        write_text(report, run.page())
+        say(f"report: {report}")
+    print_json(run.to_json()) if json_output else print(identification_text(run.rows, run.notes))
 
 
 @app.command()
@@ -540,7 +568,6 @@ def identify(
     counted, never left out. IJB-B and IJB-C search mixed-media probes in both galleries.
     """
     with errors_for_users():
-        from lrface.benchmarks.identification_page import identification_text
         from lrface.identification_run import run_identification
 
         run = run_identification(
@@ -564,12 +591,12 @@ def identify(
             precision=precision,
             batch_size=batch_size,
         )
+        _show_identification(run, report, json_output)
         if report is not None:
             from lrface.files import write_text
 
             write_text(report, run.page())
             say(f"report: {report}")
-        print_json(run.to_json()) if json_output else print(identification_text(run.rows, run.notes))
 
 
 @app.command()

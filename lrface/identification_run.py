@@ -589,6 +589,20 @@ def is_template_benchmark(name: str) -> str | None:
     return key if key in SETS else None
 
 
+def only_template_benchmark(names: Sequence[str]) -> str | None:
+    """The one of ``names`` that is IJB-B or IJB-C, None where none is.
+
+    Raises:
+        UsageError: it is not the only one; its rows have other columns than those of pairs of images.
+    """
+    found = [name for name in names if is_template_benchmark(name)]
+    if found and len(names) > 1:
+        raise UsageError(
+            f"--benchmark {found[0]}: templates are verified by themselves; leave the others out"
+        )
+    return is_template_benchmark(found[0]) if found else None
+
+
 def _template_features(
     embedder: FaceEmbedder, path: str, found: TemplateSet, run: Mapping[str, Any]
 ) -> tuple[NDArray[np.float32], Faces]:
@@ -643,14 +657,14 @@ def verify_templates(
         "show_progress": show_progress,
     }
     numbers = np.unique(found.templates)
-    sides = [template_rows(numbers, side, f"{found.name}: pairs") for side in (left, right)]
+    left, right = (template_rows(numbers, side, f"{found.name}: pairs") for side in (left, right))
     for path, embedder in embedders.items():
         features, faces = _template_features(embedder, path, found, settings)
         for weighting, keep_length, by_score in WEIGHTINGS:
             pooled, _ = pool_media(
                 features, found.templates, found.media, keep_length, found.scores if by_score else None
             )
-            rates = accept_rates(pair_scores(pooled, *sides), same)
+            rates = accept_rates(pair_scores(pooled, left, right), same)
             run.rows.append(
                 {
                     "model": path,

@@ -37,6 +37,10 @@ def _size(row: Mapping[str, Any]) -> str:
     return "native" if size is None else f"{size} px"
 
 
+def _entry(field: str, key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: _number((row.get(field) or {}).get(key))
+
+
 def _columns(rows: Rows) -> tuple[list[tuple[str, Callable[[Mapping[str, Any]], str]]], int]:
     """Headings with what a row shows below them, and how many of them are text."""
     text: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [("model", lambda row: str(row["model"]))]
@@ -49,7 +53,7 @@ def _columns(rows: Rows) -> tuple[list[tuple[str, Callable[[Mapping[str, Any]], 
             key for row in rows for key, value in (row.get(field) or {}).items() if value is not None
         )
         for key in keys:
-            figures.append((f"{title}{key}", lambda row, key=key: _number((row.get(field) or {}).get(key))))
+            figures.append((f"{title}{key}", _entry(field, key)))
 
     if any("weighting" in row for row in rows):
         text.append(("faces weighed by", lambda row: str(row.get("weighting", ""))))

@@ -74,7 +74,7 @@ class TemplateSet:
             points = self.landmarks[index] if usable[index] else central_landmarks(*photo.shape[:2])
             return warp_face(photo, points, size=CROP_SIZE)
 
-        return FileFaces(self.images, self.paths, make, unaligned=int((~usable).sum()), scores=self.scores)
+        return FileFaces(self.images, self.paths, make, usable, self.scores)
 
     def deviations(self, pairs: int | None = None) -> list[str]:
         """How this set differs from the official one, in words."""

@@ -53,7 +53,8 @@ class Layout:
 class KnownBenchmark:
     """A benchmark that has a name: its pack's file name, other spellings, and where one gets it.
 
-    ``layouts`` are those of the authors, ``script`` the one in data_prep/ that checks them and lays them out.
+    ``layouts`` are those of the authors, ``script`` the one in data_prep/ that checks them and lays them out, None
+    where what they give out is read as it unpacks. ``package`` is empty where nobody gives out the pack.
     ``photographs``: LFW, whose archive the message about a missing benchmark explains.
     """
 
@@ -77,6 +78,15 @@ _LFW_IMAGES = (
     "images&landmarks/images&landmarks/images",
     "aligned images",
 )
+_XQLFW_FOLDERS = ("xqlfw", "XQLFW")
+_XQLFW_IMAGES = (
+    "xqlfw_aligned_112/xqlfw_aligned_112",
+    "xqlfw_aligned_112",
+    "xqlfw/lfw_original_imgs_min_qual0.85variant11",
+    "lfw_original_imgs_min_qual0.85variant11",
+    "images",
+)
+"""As its authors' archives xqlfw_aligned_112.zip and xqlfw.zip unpack (Knoche et al., FG 2021); aligned ones first."""
 
 
 KNOWN_BENCHMARKS = {
@@ -129,6 +139,13 @@ KNOWN_BENCHMARKS = {
             layouts=(Layout(("cplfw", "CPLFW"), "pairs_CPLFW.txt", _LFW_IMAGES),),
         ),
         KnownBenchmark("vgg2_fp", "VGGFace2, frontal against profile", "vgg2_fp.bin", _EMORE),
+        KnownBenchmark(
+            "xqlfw",
+            "Cross-Quality LFW",
+            "xqlfw.bin",
+            "",
+            layouts=(Layout(_XQLFW_FOLDERS, "xqlfw_pairs.txt", _XQLFW_IMAGES),),
+        ),
     )
 }
 
@@ -386,6 +403,12 @@ def _missing(known: KnownBenchmark, roots: list[tuple[str, Path]], looked: list[
             f"{quoted}/lfw/images && cp pairs.txt {quoted}/lfw/",
             f"Or, already aligned: {known.pack} out of {known.package}:",
         ]
+    elif known.layouts and known.script is None:
+        layout = known.layouts[0]
+        lines.append(
+            f"Get {known.title} from its authors and unpack it in {root / layout.folders[0]}: {layout.protocol} and the "
+            "folder of images side by side."
+        )
     elif known.layouts:
         layout = known.layouts[0]
         lines += [
@@ -396,8 +419,9 @@ def _missing(known: KnownBenchmark, roots: list[tuple[str, Path]], looked: list[
         ]
     else:
         lines.append(f"Get {known.pack} out of {known.package}, and run where it is:")
+    if known.package:
+        lines.append(f"  mkdir -p {quoted} && cp {known.pack} {quoted}/")
     lines += [
-        f"  mkdir -p {quoted} && cp {known.pack} {quoted}/",
         "Where it lies elsewhere, name that folder:",
         f"  lrface verify --benchmark {known.name} --data FOLDER --model MODEL",
     ]

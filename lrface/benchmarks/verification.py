@@ -151,8 +151,8 @@ def load_benchmark(
 
     ``benchmark`` is one of
 
-    - a known name (``lfw``, ``agedb30``, ``cfp_fp``, ``cfp_ff``, ``calfw``, ``cplfw``, ``vgg2_fp``), looked
-      for in ``data``, then ``$LRFACE_DATA``, then ``~/.cache/lrface``;
+    - a known name (``lfw``, ``agedb30``, ``cfp_fp``, ``cfp_ff``, ``calfw``, ``cplfw``, ``vgg2_fp``, ``xqlfw``,
+      ``survface``), looked for in ``data``, then ``$LRFACE_DATA``, then ``~/.cache/lrface``;
     - an InsightFace verification pack, ``FILE.bin``;
     - a bcolz carray or memfile of InsightFace_Pytorch or AdaFace, ``NAME/`` with ``NAME_list.npy`` beside it;
     - a folder with ``pairs.txt`` in LFW's format beside photographs or aligned crops
@@ -172,7 +172,12 @@ def load_benchmark(
     from lrface.benchmarks.lfw import load_pairs_folder
     from lrface.benchmarks.locate import locate_benchmark
     from lrface.benchmarks.packs import load_pack
+    from lrface.benchmarks.survface import VERIFICATION, find_survface, load_survface_pairs
 
+    if Path(benchmark).name == VERIFICATION and Path(benchmark).is_dir():
+        return load_survface_pairs(benchmark, show_progress)
+    if str(benchmark).lower() in ("survface", "qmul-survface"):
+        return load_survface_pairs(find_survface(VERIFICATION, data), show_progress)
     found = locate_benchmark(benchmark, data=data, pairs=pairs)
     if found.kind == "pack":
         return load_pack(found.path, found.name)
