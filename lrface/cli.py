@@ -592,11 +592,6 @@ def identify(
             batch_size=batch_size,
         )
         _show_identification(run, report, json_output)
-        if report is not None:
-            from lrface.files import write_text
-
-            write_text(report, run.page())
-            say(f"report: {report}")
 
 
 @app.command()
