@@ -11,7 +11,7 @@ source      string                   path of the photograph, relative to the fol
 face        int32                    which face of that photograph (0 is the chosen one)
 landmarks   fixed_size_list<float32>[10]  x0, y0, ..., x4, y4 in pixels of the photograph after EXIF rotation
 box         fixed_size_list<float32>[4]   left, top, right, bottom in the same pixels
-score       float32                  the detector's confidence, 0..1
+score       float32                  the detector's confidence, 0..1; 0: no face was found, this is the photograph's middle
 ==========  =======================  =====================================================================
 
 Where faces were aligned elsewhere (`lrface pack`) landmarks, box and score are not a number (NaN) and face is 0.

@@ -1,11 +1,15 @@
 """SCRFD and RetinaFace files, against networks made here: nothing of insightface's may be shipped."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from lrface.align.onnx_detector import OnnxDetector, suppress
 from lrface.align.pipeline import align_folder
+from lrface.cli import app
 from lrface.data.packed import PackedSource
 from lrface.embed import load_embedder
 from lrface.errors import LrfaceError, UsageError
@@ -295,3 +299,19 @@ def test_photographs_are_embedded_with_a_model(tmp_path, photographs, planted_mo
     assert described["detector"] == "onnx" and len(described["detector_sha256"]) == 64
     with pytest.raises(UsageError, match="fallback must be one of skip, center; found 'grey'"):
         embedder.embed(planted([]), fallback="grey")
+
+
+def test_the_commands(tmp_path, photographs, planted_model):
+    """lrface align with a model and a fallback, as a user calls it."""
+    cv2.imwrite(str(photographs / "bob/nothing.png"), planted([], 60, 90))
+    out = tmp_path / "out"
+    command = ["align", photographs, out, "--detector-model", planted_model, "--workers", "1", "--json"]
+    result = CliRunner().invoke(app, [str(part) for part in [*command, "--fallback", "center"]])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert (summary["aligned"], summary["fallback"], summary["faces"]) == (6, 1, 7)
+    assert (PackedSource(out).column("score") == 0).sum() == 1
+    result = CliRunner().invoke(app, [str(part) for part in [*command, "--fallback", "grey"]])
+    assert result.exit_code == 2 and "there are skip, center" in result.stderr
+    result = CliRunner().invoke(app, [str(part) for part in [*command, "--min-face-size", "30"]])
+    assert result.exit_code == 2 and "a setting of MTCNN" in result.stderr
