@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from lrface import recipes
+from lrface.benchmarks.published import NAMES, TABLE_4
 from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
 from lrface.files import write_json, write_text
 from lrface.train.checkpoint import load_model
@@ -53,12 +54,6 @@ ABLATION = (
     "ablation/two_stages:0",
     "ablation/qualnet_lm_double:0",
 )
-# Paper 001, Table 4: LResNet50A-IR on CASIA-WebFace, tested on AgeDB-30 / CFP-FP.
-PAPER = {
-    "specialised": {112: (92.37, 95.71), 56: (91.25, 95.34), 28: (86.00, 92.67), 14: (74.20, 84.80)},
-    "naive": {112: (90.32, 95.09), 56: (89.82, 94.99), 28: (85.85, 92.49), 14: (72.48, 84.64)},
-    "qualnet_lm": {112: (92.22, 96.24), 56: (91.27, 95.81), 28: (87.05, 93.03), 14: (73.20, 84.51)},
-}
 TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bfloat16"}
 
 
@@ -155,13 +150,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         + " |",
         "|---" * 5 + "|",
     ]
-    for key, name in (
-        ("specialised", "specialised network of each size"),
-        ("naive", "naive augmentation"),
-        ("qualnet_lm", "QualNet50-LM"),
-    ):
+    for key, name in NAMES.items():
         lines.append(
-            f"| {name} | " + " | ".join("{:.2f} / {:.2f}".format(*PAPER[key][s]) for s in SIZES) + " |"
+            f"| {name} | " + " | ".join("{:.2f} / {:.2f}".format(*TABLE_4[key][s]) for s in SIZES) + " |"
         )
     return "\n".join(lines) + "\n"
 
@@ -261,7 +252,7 @@ def main() -> None:
                 "testing": TESTING,
                 "seeds": sorted({row["seed"] for row in rows}),
                 "rows": rows,
-                "paper": PAPER,
+                "paper": TABLE_4,
                 "seconds": round(time.time() - started, 1),
                 "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
                 "date": date.today().isoformat(),

@@ -595,6 +595,79 @@ def identify(
 
 
 @app.command()
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Runs of `lrface train`, .safetensors, .onnx or .pt2 (torch.export) files, or module:function. An .onnx or "
+            ".pt2 file of others must be described: FILE@colour=BGR,mean=0.5,std=0.5 (network gets (x - mean) / std, x in "
+            "[0, 1]; also output=NAME; three numbers with colons between), or FILE.json beside it with these fields.",
+        ),
+    ],
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite",
+            help="paper: Tables 4 and 5 with the paper's rows beside yours; full: every benchmark that is found, every "
+            "gallery size against every probe size.",
+        ),
+    ] = "paper",
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", help="A further one, as for `lrface verify`; may repeat."),
+    ] = None,
+    resolutions: Annotated[str, typer.Option("--resolutions", help="Test sizes in pixels.")] = "112,56,28,14",
+    data: DataRoot = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that align photographs.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write one self-contained page: FILE.html with tables and curves."),
+    ] = None,
+    keep_features: Annotated[
+        bool,
+        typer.Option(
+            "--keep-features/--no-keep-features",
+            help="Keep features in the cache, so that the same test is instant the second time.",
+        ),
+    ] = True,
+    json_output: Json = False,
+) -> None:
+    """The tables of the paper for your models, or everything that is found on disk, by one command.
+
+    Benchmarks that are missing are listed with the place they should be in, and the others are run; exit code 1 when
+    none is there.
+    """
+    with errors_for_users():
+        from lrface.suites import run_suite
+
+        run = run_suite(
+            models,
+            suite,
+            parse_sizes(resolutions),
+            benchmarks=benchmark or [],
+            data=data,
+            say=say,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            keep_features=keep_features,
+        )
+        if report is not None:
+            from lrface.files import write_text
+
+            write_text(report, run.page())
+            say(f"report: {report}")
+        print_json(run.to_json()) if json_output else print(run.to_text())
+
+
+@app.command()
 def calibrate(
     model: ModelName,
     benchmark: Annotated[str, typer.Option("--benchmark", help="As for `lrface verify`.")] = "lfw",

@@ -62,7 +62,7 @@ def feature_stores(
     """
     if embedder.card.get("format") == "python":
         return None
-    card = {key: value for key, value in embedder.card.items() if key != "thresholds"}
+    card = {key: value for key, value in embedder.card.items() if not key.startswith("thresholds")}
     known = {"card": card, "precision": embedder.precision, **preparation}
     root = cache_root(cache) / "features"
 

@@ -54,7 +54,7 @@ from lrface.benchmarks.survface import IDENTIFICATION, find_survface, read_survf
 from lrface.benchmarks.tinyface import find_tinyface, read_tinyface
 from lrface.data.folder import FolderSource
 from lrface.data.source import open_source
-from lrface.embed import FaceEmbedder, load_embedder
+from lrface.embed import FaceEmbedder, open_model
 from lrface.errors import LrfaceError, UsageError
 from lrface.evaluation import feature_stores
 from lrface.progress import progress
@@ -292,9 +292,7 @@ def load_models(
     models: Sequence[str], device: str, precision: str, preparation: Mapping[str, Any]
 ) -> tuple[dict[str, FaceEmbedder], list[ReportModel]]:
     """The embedders by path, each once, and how they are named on a page."""
-    embedders = {
-        path: load_embedder(path, device=device, precision=precision) for path in dict.fromkeys(models)
-    }
+    embedders = {path: open_model(path, device=device, precision=precision) for path in dict.fromkeys(models)}
     prepared = {**preparation, "precision": precision, "device": device}
     return embedders, [
         ReportModel(path, embedder.model_sha256, embedder.card, prepared)
@@ -323,7 +321,7 @@ def identify_models(
     """Search every probe in the gallery, for every model, protocol and probe size.
 
     Args:
-        models: what :func:`lrface.embed.load_embedder` opens.
+        models: as :func:`lrface.embed.parse_model` takes them.
         benchmark: the gallery and probes.
         resolutions: sizes in pixels that probes are brought down to (and up again); none: as they are. The gallery
             stays as it is.
