@@ -1,6 +1,4 @@
-import importlib.util
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -88,49 +86,9 @@ def test_names_are_short_where_that_is_clear():
     assert short_names(["a/naive", "b/naive"]) == {"a/naive": "a/naive", "b/naive": "b/naive"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("selenium") is None, reason="selenium is not installed")
-@pytest.mark.skipif(shutil.which("chromedriver") is None, reason="Chromium's chromedriver is not installed")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_the_page(page, width):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    options = Options()
-    for argument in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    try:
-        driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-        driver.get(page.as_uri())
-        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+def test_a_browser_shows_the_page(page, width, browser):
+    with browser(page, width, figures=8) as driver:
         assert driver.execute_script(
             "return [...document.images].length > 0 && [...document.images].every(i => i.complete && i.naturalWidth > 0)"
         )
-        drawn = driver.execute_script(
-            "return [...document.querySelectorAll('figure svg')].map(s => s.clientHeight)"
-        )
-        assert len(drawn) >= 8 and min(drawn) > 100
-        assert not driver.get_log("browser")  # no error, no refused request
-        requests = [
-            entry
-            for entry in driver.get_log("performance")
-            if 'Network.requestWillBeSent"' in entry["message"]
-        ]
-        assert all('"url":"http' not in entry["message"] for entry in requests)
-        printed = driver.execute_cdp_cmd("Page.printToPDF", {})
-        assert len(printed["data"]) > 10_000
-    finally:
-        driver.quit()
