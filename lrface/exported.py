@@ -226,6 +226,10 @@ class ExportedProgram:
 
     def _argument(self, arg: Mapping[str, Any], name: str, target: str, names: set[str]) -> "_Value":
         ((kind, value),) = arg.items()
+        if name in ("training", "train") and kind == "as_bool" and value:
+            raise self._refuse(
+                f"it was exported in training mode ({target}): call eval() on the network before torch.export.export"
+            )
         if kind == "as_none":
             return _Constant(None)
         if kind in ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_int_lists"):
