@@ -47,7 +47,6 @@ ABLATION = (
     "naive:1",
     "qualnet_lm:0",
     "qualnet_lm:1",
-    "ablation/qualnet_lm_free:0",
     "ablation/naive_adamw:0",
     "ablation/qualnet_lm_adamw:0",
     "ablation/naive_double:0",
