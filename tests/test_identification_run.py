@@ -407,3 +407,53 @@ def test_crops_of_another_size_among_crops_are_named(tmp_path):
     write(tmp_path / "b.png", np.zeros((90, 112, 3), np.uint8))
     with pytest.raises(LrfaceError, match="b.png: is 112x90 pixels among crops"):
         FileFaces(tmp_path, ["a.png", "b.png"], as_crop).read(0, 2)
+
+
+def test_crops_beside_the_photographs_and_photographs_enlarged_whole(tinyface, pooled_model, tmp_path):
+    """AdaFace's authors give out aligned crops in folders named like Testing_Set's, without the lists."""
+    photographs = tmp_path / "tinyface/Testing_Set"
+    for path in sorted((tinyface / "tinyface/Testing_Set").rglob("*")):
+        target = photographs / path.relative_to(tinyface / "tinyface/Testing_Set")
+        if path.suffix == ".mat":
+            target.write_bytes(path.read_bytes())
+        elif path.suffix == ".png":
+            image = cv2.resize(cv2.imread(str(path)), (20, 16), interpolation=cv2.INTER_AREA)
+            write(target, image[..., ::-1])
+    expected = run_identification([str(pooled_model)], "tinyface", data=tinyface, show_progress=False).rows
+    models = [str(pooled_model)]
+    crops = tinyface / "tinyface/Testing_Set"
+    assert (
+        run_identification(models, "tinyface", data=tmp_path, crops=crops, show_progress=False).rows
+        == expected
+    )
+    whole = run_identification(models, "tinyface", data=tmp_path, align=False, show_progress=False).rows[0]
+    assert whole["unaligned"] == whole["probes"] + whole["gallery"] == 18 + 54
+    small = cv2.imread(str(photographs / "Probe/5_2.png"))[..., ::-1]
+    benchmark = tinyface_set(tmp_path, align=False, show_progress=False)
+    seen = cv2.resize(small, (112, 112), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(benchmark.probe.read(0, 1)[0], seen)
+    with pytest.raises(UsageError, match="--crops goes with --benchmark tinyface"):
+        run_identification(models, gallery=tmp_path, probe=tmp_path, crops=crops)
+
+
+def test_faces_weigh_by_the_detectors_score():
+    features = np.array([[1, 0], [0, 2], [1, 0], [0, 1]], dtype=np.float32)
+    templates, people = np.array([4, 4, 9, 9]), np.array([70, 70, 80, 80])
+    scores = np.array([0.9, 0.3, 0.0, 0.0])  # the second template has no face that was detected
+    pooled, ids = runs._pooled(features, people, templates, "quality", scores)
+    np.testing.assert_allclose(pooled, [np.array([3, 1]) / 10**0.5, np.array([1, 1]) / 2**0.5], atol=1e-6)
+    assert ids.tolist() == [70, 80]
+    pooled, _ = runs._pooled(features, people, templates, "norm", None)
+    np.testing.assert_allclose(pooled[0], np.array([1, 2]) / 5**0.5, atol=1e-6)
+
+
+def test_several_models_are_rows_of_one_table(tinyface, pooled_model, tmp_path):
+    import shutil
+
+    other = tmp_path / "other.onnx"
+    shutil.copy(pooled_model, other)
+    run = run_identification([str(pooled_model), str(other)], "tinyface", data=tinyface, show_progress=False)
+    first, second = run.rows[:3], run.rows[3:]
+    assert [row["model"] for row in run.rows] == [str(pooled_model)] * 3 + [str(other)] * 3
+    assert [{**row, "model": ""} for row in first] == [{**row, "model": ""} for row in second]
+    assert len(run.models) == 2 and "other.onnx" in run.page()
