@@ -30,7 +30,9 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; margin: 0 auto; padding: 1rem;
   max-width: 76rem; }
-h1, h2, h3, p { overflow-wrap: anywhere; } h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { margin: 2.2rem 0 .4rem; font-size: 1.25rem; }
+h1, h2, h3, p { overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { margin: 2.2rem 0 .4rem; font-size: 1.25rem; }
 h3 { margin: 1.4rem 0 .3rem; font-size: 1.05rem; } p { margin: .3rem 0 .7rem; } .note { color: #555; font-size: .9rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
