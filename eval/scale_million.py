@@ -71,18 +71,18 @@ def draw_shard(task: tuple[Path, int, int, int]) -> dict[str, Any]:
     nothing = np.full(10, np.nan, np.float32)
     records = []
     for index in range(first, last):
-        label, number = divmod(index, IMAGES_PER_IDENTITY)
+        label, which = divmod(index, IMAGES_PER_IDENTITY)
         if label != drawn_label:
             drawn, drawn_label = faces.image(label), label
         _, encoded = cv2.imencode(
-            ".jpg", variant(drawn, number, index)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
+            ".jpg", variant(drawn, which, index)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
         )
         records.append(
             {
                 "image": encoded.tobytes(),
                 "label": label,
                 "identity": faces.identities[label],
-                "source": f"{faces.identities[label]}/{number:05d}",
+                "source": f"{faces.identities[label]}/{which:05d}",
                 "face": 0,
                 "landmarks": nothing,
                 "box": nothing[:4],
