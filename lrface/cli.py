@@ -83,6 +83,27 @@ RayAddress = Annotated[
     ),
 ]
 
+FaceRule = Annotated[
+    str, typer.Option("--faces", help="Which faces of a photograph: largest-central, largest or all.")
+]
+Resolutions = Annotated[str, typer.Option("--resolutions", help="Test sizes in pixels.")]
+Pairs = Annotated[Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")]
+Down = Annotated[str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")]
+Up = Annotated[str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")]
+ImageBatch = Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")]
+AlignWorkers = Annotated[int | None, typer.Option("--workers", help="Processes that align photographs.")]
+KeepFeatures = Annotated[
+    bool,
+    typer.Option(
+        "--keep-features/--no-keep-features",
+        help="Keep features in the cache, so that the same test is instant the second time.",
+    ),
+]
+FlipFaces = Annotated[bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")]
+FaceBatch = Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")]
+
 
 def _version(value: bool) -> None:
     if value:
@@ -226,9 +247,7 @@ def align(
         Path, typer.Argument(metavar="OUT", help="Folder for the packed, aligned faces and report.csv.")
     ],
     size: Annotated[int, typer.Option("--size", help="Side of the aligned faces in pixels.")] = 112,
-    faces: Annotated[
-        str, typer.Option("--faces", help="Which faces of a photograph: largest-central, largest or all.")
-    ] = "largest-central",
+    faces: FaceRule = "largest-central",
     workers: Annotated[
         int | None, typer.Option("--workers", help="Worker processes; default: one a core.")
     ] = None,
@@ -369,11 +388,9 @@ def verify(
             "pairs.txt; may repeat. ijbb or ijbc, by itself: TAR at FAR of templates.",
         ),
     ],
-    resolutions: Annotated[str, typer.Option("--resolutions", help="Test sizes in pixels.")] = "112,56,28,14",
+    resolutions: Resolutions = "112,56,28,14",
     data: DataRoot = None,
-    pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")
-    ] = None,
+    pairs: Pairs = None,
     flip: Annotated[
         bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored image.")
     ] = True,
@@ -389,18 +406,12 @@ def verify(
             "with commas between; may repeat.",
         ),
     ] = None,
-    down: Annotated[
-        str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")
-    ] = "nearest",
-    up: Annotated[
-        str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")
-    ] = "bilinear",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")] = 64,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes that align photographs.")
-    ] = None,
+    down: Down = "nearest",
+    up: Up = "bilinear",
+    device: Device = "auto",
+    precision: Precision = "float32",
+    batch_size: ImageBatch = 64,
+    workers: AlignWorkers = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw accuracy against resolution: FILE.png/.svg/.pdf.")
     ] = None,
@@ -410,13 +421,7 @@ def verify(
             "--report", help="Write one self-contained page: FILE.html with tables, curves, worst errors."
         ),
     ] = None,
-    keep_features: Annotated[
-        bool,
-        typer.Option(
-            "--keep-features/--no-keep-features",
-            help="Keep features in the cache, so that the same test is instant the second time.",
-        ),
-    ] = True,
+    keep_features: KeepFeatures = True,
     json_output: Json = False,
 ) -> None:
     """Verification accuracy at several resolutions, by ten folds, with TAR@FAR and 95 % intervals.
@@ -469,24 +474,25 @@ def verify(
         if plot is not None:
             plot_results({path: [row for row in run.rows if row["model"] == path] for path in model}, plot)
             say(f"plot: {plot}")
-        if report is not None:
-            from lrface.files import write_text
-
-            write_text(report, run.page())
-            say(f"report: {report}")
+        _write_report(run, report)
         if json_output:
             print_json(run.to_json())
         else:
             print(verification_text(run.rows, run.areas, run.comparisons))
 
 
-def _show_identification(run: Any, report: Path | None, json_output: bool) -> None:
-    from lrface.benchmarks.identification_page import identification_text
-    from lrface.files import write_text
-
+def _write_report(run: Any, report: Path | None) -> None:
     if report is not None:
+        from lrface.files import write_text
+
         write_text(report, run.page())
         say(f"report: {report}")
+
+
+def _show_identification(run: Any, report: Path | None, json_output: bool) -> None:
+    from lrface.benchmarks.identification_page import identification_text
+
+    _write_report(run, report)
     print_json(run.to_json()) if json_output else print(identification_text(run.rows, run.notes))
 
 
@@ -537,29 +543,17 @@ def identify(
     flip: Annotated[
         bool, typer.Option("--flip/--no-flip", help="Folders: add the features of the mirrored image.")
     ] = True,
-    down: Annotated[
-        str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")
-    ] = "nearest",
-    up: Annotated[
-        str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")
-    ] = "bilinear",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")] = 64,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes that align photographs.")
-    ] = None,
+    down: Down = "nearest",
+    up: Up = "bilinear",
+    device: Device = "auto",
+    precision: Precision = "float32",
+    batch_size: ImageBatch = 64,
+    workers: AlignWorkers = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", help="Write one self-contained page: FILE.html with curves and tables."),
     ] = None,
-    keep_features: Annotated[
-        bool,
-        typer.Option(
-            "--keep-features/--no-keep-features",
-            help="Keep features in the cache, so that the same test is instant the second time.",
-        ),
-    ] = True,
+    keep_features: KeepFeatures = True,
     json_output: Json = False,
 ) -> None:
     """Who of a gallery is on each probe: rank-k, mean average precision, open-set FNIR at FPIR.
@@ -617,25 +611,17 @@ def bench(
         list[str] | None,
         typer.Option("--benchmark", help="A further one, as for `lrface verify`; may repeat."),
     ] = None,
-    resolutions: Annotated[str, typer.Option("--resolutions", help="Test sizes in pixels.")] = "112,56,28,14",
+    resolutions: Resolutions = "112,56,28,14",
     data: DataRoot = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")] = 64,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes that align photographs.")
-    ] = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    batch_size: ImageBatch = 64,
+    workers: AlignWorkers = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", help="Write one self-contained page: FILE.html with tables and curves."),
     ] = None,
-    keep_features: Annotated[
-        bool,
-        typer.Option(
-            "--keep-features/--no-keep-features",
-            help="Keep features in the cache, so that the same test is instant the second time.",
-        ),
-    ] = True,
+    keep_features: KeepFeatures = True,
     json_output: Json = False,
 ) -> None:
     """The tables of the paper for your models, or everything that is found on disk, by one command.
@@ -659,11 +645,7 @@ def bench(
             workers=workers,
             keep_features=keep_features,
         )
-        if report is not None:
-            from lrface.files import write_text
-
-            write_text(report, run.page())
-            say(f"report: {report}")
+        _write_report(run, report)
         print_json(run.to_json()) if json_output else print(run.to_text())
 
 
@@ -676,16 +658,14 @@ def calibrate(
     ] = 1e-3,
     resolutions: Annotated[str, typer.Option("--resolutions", help="Sizes in pixels.")] = "112,56,28,14",
     data: DataRoot = None,
-    pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")
-    ] = None,
+    pairs: Pairs = None,
     flip: Annotated[
         bool,
         typer.Option(
             "--flip/--no-flip", help="Add the features of the mirrored image, as `lrface compare` does."
         ),
     ] = True,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     json_output: Json = False,
 ) -> None:
     """Measure the threshold of a wanted false accept rate at each resolution, and store it with the model.
@@ -714,15 +694,11 @@ def embed(
         str,
         typer.Option("--kind", help="crop (aligned square faces), photo (detect and align), auto by size."),
     ] = "auto",
-    faces: Annotated[
-        str, typer.Option("--faces", help="Which faces of a photograph: largest-central, largest or all.")
-    ] = "largest-central",
-    flip: Annotated[
-        bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")
-    ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
+    faces: FaceRule = "largest-central",
+    flip: FlipFaces = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    batch_size: FaceBatch = 64,
     detector_model: DetectorModel = None,
     fallback: Fallback = "skip",
     quality: Annotated[
@@ -785,9 +761,7 @@ def compare(
         float | None, typer.Option("--threshold", help="Cosine from which on it is the same person.")
     ] = None,
     kind: Annotated[str, typer.Option("--kind", help="crop, photo or auto.")] = "auto",
-    flip: Annotated[
-        bool, typer.Option("--flip/--no-flip", help="Add the features of the mirrored face.")
-    ] = True,
+    flip: FlipFaces = True,
     json_output: Json = False,
 ) -> None:
     """Whether two images show the same person: similarity and a verdict."""
@@ -870,8 +844,8 @@ def data_check(
         ),
     ] = 0.7,
     workers: Workers = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
+    device: Device = "auto",
+    batch_size: FaceBatch = 64,
     data: DataRoot = None,
     json_output: Json = False,
 ) -> None:
@@ -945,8 +919,8 @@ def data_overlap(
         float, typer.Option("--same-photograph", help="Cosine from which on two images are one photograph.")
     ] = 0.95,
     workers: Workers = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Faces embedded at once.")] = 64,
+    device: Device = "auto",
+    batch_size: FaceBatch = 64,
     data: DataRoot = None,
     json_output: Json = False,
 ) -> None:

@@ -1,6 +1,5 @@
 """Faces of a benchmark that are read piece by piece, and their features: sets too large to hold in memory at once."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +14,15 @@ from PIL import Image
 
 from lrface.benchmarks.cache import FeatureStore, image_hashes
 from lrface.benchmarks.conditions import Condition
+from lrface.benchmarks.lfw import CROP_SIZE, cache_name
 from lrface.benchmarks.locate import cache_root
 from lrface.benchmarks.verification import Embed, image_features
 from lrface.data.packed import PackedSource
 from lrface.data.source import FaceSource
 from lrface.errors import LrfaceError, UsageError
 
-CROP_SIZE = 112
 CHUNK = 1024
 """Images decoded at once: 38 MB of crops."""
-
-CACHE_VERSION = 1
-"""Raised when alignment changes, so that photographs aligned before are not taken for new ones."""
 
 
 class Faces(Protocol):
@@ -221,10 +217,7 @@ def photograph_faces(
         return enlarged_faces(root, paths)
     from lrface.align.pipeline import align_folder
 
-    digest = hashlib.sha256(f"{CACHE_VERSION} {CROP_SIZE} center {root.resolve()}\n".encode())
-    for path in paths:
-        digest.update(f"{path}\t{(root / path).stat().st_size}\n".encode())
-    packed = cache_root(cache) / "aligned" / f"{name}-{digest.hexdigest()[:16]}"
+    packed = cache_root(cache) / "aligned" / cache_name(name, root, paths, "center ")
     if not (packed / "index.json").is_file():
         align_folder(root, packed, fallback="center", workers=workers, show_progress=show_progress)
     source = PackedSource(packed)

@@ -14,7 +14,7 @@ from lrface.benchmarks.packs import read_pack
 from lrface.benchmarks.protocols import Photograph, agedb_name, is_image_name, read_protocol
 from lrface.benchmarks.verification import VerificationSet, load_benchmark
 from lrface.data.decode import EncodedFaces
-from lrface.data.folder import FolderSource
+from lrface.data.folder import FolderSource, ImageFiles
 from lrface.data.info import SourceInfo, describe_source
 from lrface.data.source import FaceSource, open_source
 from lrface.errors import LrfaceError, UsageError
@@ -112,7 +112,7 @@ def joined_groups(count: int, left: NDArray[np.int64], right: NDArray[np.int64])
     return np.unique([root(item) for item in range(count)], return_inverse=True)[1].astype(np.int64)
 
 
-class PhotographFiles(EncodedFaces):
+class PhotographFiles(ImageFiles):
     """One folder of image files whose names say who it is: AgeDB, CALFW, CPLFW as given out.
 
     Raises:
@@ -130,19 +130,6 @@ class PhotographFiles(EncodedFaces):
             raise LrfaceError(f"{self.root}: no images found")
         names = [identity_of(("", path.name)) for path in self.paths]
         self.identities, self.labels = numbered(names)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def encoded(self, index: int) -> bytes:
-        """The file's bytes. Raises LrfaceError when it cannot be read."""
-        try:
-            return self.paths[index].read_bytes()
-        except OSError as error:
-            raise LrfaceError(f"{self.paths[index]}: cannot be read: {error.strerror}") from error
-
-    def place(self, index: int) -> str:
-        return str(self.paths[index])
 
     def sources(self) -> list[str]:
         return [path.name for path in self.paths]

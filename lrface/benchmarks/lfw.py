@@ -231,12 +231,13 @@ def _read_crops(found: FoundBenchmark, paths: Sequence[str], show_progress: bool
     return images
 
 
-def _cache_name(found: FoundBenchmark, paths: Sequence[str]) -> str:
-    """A name for the aligned photographs that changes with them: their folder, names, sizes, and the crop."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {CROP_SIZE} {found.path.resolve()}\n".encode())
+def cache_name(name: str, root: Path, paths: Sequence[str], how: str = "") -> str:
+    """A name for aligned photographs that changes with them: their folder, names, sizes, the crop, and ``how`` they
+    were aligned where that is not the usual way."""
+    digest = hashlib.sha256(f"{CACHE_VERSION} {CROP_SIZE} {how}{root.resolve()}\n".encode())
     for path in paths:
-        digest.update(f"{path}\t{(found.path / path).stat().st_size}\n".encode())
-    return f"{found.name}-{digest.hexdigest()[:16]}"
+        digest.update(f"{path}\t{(root / path).stat().st_size}\n".encode())
+    return f"{name}-{digest.hexdigest()[:16]}"
 
 
 def _below_identity(path: str) -> str:
@@ -273,7 +274,7 @@ def _align(
     from lrface.align.pipeline import align_folder
 
     folder = cache_root(cache) / "aligned"
-    packed = folder / _cache_name(found, paths)
+    packed = folder / cache_name(found.name, found.path, paths)
     if not (packed / "index.json").is_file():
         links = folder / f"{packed.name}.photographs"
         _link_photographs(found, paths, links)

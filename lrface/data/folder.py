@@ -10,7 +10,26 @@ from lrface.errors import LrfaceError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-class FolderSource(EncodedFaces):
+class ImageFiles(EncodedFaces):
+    """Images that are files of their own: ``paths``, one an image."""
+
+    paths: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes. Raises LrfaceError when it cannot be read."""
+        try:
+            return self.paths[index].read_bytes()
+        except OSError as error:
+            raise LrfaceError(f"{self.paths[index]}: cannot be read: {error.strerror}") from error
+
+    def place(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+class FolderSource(ImageFiles):
     """ROOT/IDENTITY/**/IMAGE; an identity is a first-level folder that holds at least one image.
 
     Hidden files and files that are no images by name are passed over. Labels follow the sorted folder names.
@@ -45,19 +64,6 @@ class FolderSource(EncodedFaces):
                 "Photographs are aligned first: lrface align SRC OUT"
             )
         self.labels = np.asarray(labels, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def encoded(self, index: int) -> bytes:
-        """The file's bytes. Raises LrfaceError when it cannot be read."""
-        try:
-            return self.paths[index].read_bytes()
-        except OSError as error:
-            raise LrfaceError(f"{self.paths[index]}: cannot be read: {error.strerror}") from error
-
-    def place(self, index: int) -> str:
-        return str(self.paths[index])
 
     def sources(self) -> list[str]:
         """Paths relative to the root, with forward slashes."""

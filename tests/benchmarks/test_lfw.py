@@ -290,14 +290,14 @@ def test_a_photograph_without_a_face_is_cut_where_faces_usually_are(photographs,
 
 
 def test_the_cache_notices_changed_photographs(photographs, tmp_path):
-    from lrface.benchmarks.lfw import _cache_name
+    from lrface.benchmarks.lfw import cache_name
     from lrface.benchmarks.locate import locate_benchmark
 
     paths = ["Person_0/Person_0_0001.jpg", "Person_1/Person_1_0001.jpg"]
     found = locate_benchmark(photographs)
-    first = _cache_name(found, paths)
-    assert first == _cache_name(found, paths)
-    assert first != _cache_name(found, paths[:1])
+    first = cache_name(found.name, found.path, paths)
+    assert first == cache_name(found.name, found.path, paths)
+    assert first != cache_name(found.name, found.path, paths[:1])
 
 
 @pytest.mark.slow
