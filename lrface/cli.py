@@ -155,7 +155,7 @@ def train(
         from dataclasses import asdict
 
         from lrface import config, recipes
-        from lrface.train.trainer import Interrupted
+        from lrface.train.signals import Interrupted
 
         loaded = recipes.load_recipe(recipe, overrides or [])
         if check:

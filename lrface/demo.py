@@ -235,7 +235,7 @@ def _train(
 ) -> "tuple[Recipe, dict[str, Any]]":
     """Train recipe demo/NAME into ``out``, or go on with it; the recipe, and its part of the summary."""
     from lrface.recipes import load_recipe, run_recipe
-    from lrface.train.trainer import Interrupted
+    from lrface.train.signals import Interrupted
 
     recipe = load_recipe(f"demo/{name}", [f"seed={seed}", *overrides])
     recipe.out = str(out)

@@ -32,8 +32,9 @@ from lrface.train.checkpoint import (
     make_card,
     save_model,
 )
+from lrface.train.optimisers import Optimiser
 from lrface.train.schedule import Schedule
-from lrface.train.trainer import Optimiser, Stage, StageResult, Trainer
+from lrface.train.trainer import Stage, StageResult, Trainer
 
 CACHE_LIMIT = 4 << 30  # bytes of decoded faces that cache: auto keeps in memory
 

@@ -232,7 +232,7 @@ def test_a_failed_job_exits_with_1(workplace, monkeypatch):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_stopped_run_says_where_it_goes_on(workplace, monkeypatch, number, code):
     from lrface import recipes
-    from lrface.train.trainer import Interrupted
+    from lrface.train.signals import Interrupted
 
     def stopped(*_, **__):
         raise Interrupted(number, 12, Path("runs/tiny/stages/1-one/step-00000012"))

@@ -174,7 +174,7 @@ def test_without_insightface_the_demo_says_what_to_install(monkeypatch):
 def test_a_stopped_training_stops_the_demo_and_goes_on(tmp_path, monkeypatch):
     """Ctrl-C inside a training: KeyboardInterrupt, and the next call takes up the checkpoint."""
     import lrface.recipes
-    from lrface.train.trainer import Interrupted
+    from lrface.train.signals import Interrupted
 
     def stop(recipe, **_):
         raise Interrupted(2, 3, tmp_path / "step-00000003")

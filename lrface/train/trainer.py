@@ -2,7 +2,6 @@
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,54 +25,13 @@ from lrface.train.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from lrface.train.failures import check_finite
 from lrface.train.log import MetricsLog
+from lrface.train.optimisers import Optimiser, build_optimiser, check_param_groups, load_optimiser
 from lrface.train.schedule import Schedule
+from lrface.train.signals import Interrupted, Signals
 
 PRECISIONS = {"bfloat16": "bf16-mixed", "float32": "32-true"}
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; a checkpoint was written first.
-
-    Attributes: ``signal`` (number), ``step`` and ``checkpoint``.
-    """
-
-    def __init__(self, signal_number: int, step: int, checkpoint: Path):
-        super().__init__(f"stopped by signal {signal_number} after step {step}")
-        self.signal = signal_number
-        self.step = step
-        self.checkpoint = checkpoint
-
-
-@dataclass
-class Optimiser:
-    """What moves the weights.
-
-    name: "sgd" (with ``momentum`` and ``nesterov``) or "adamw" (which learns faster in very short runs).
-    clip_norm: largest norm of the whole gradient, or None.
-
-    Raises:
-        UsageError: an unknown name, a value out of range, or Nesterov momentum without momentum.
-    """
-
-    name: str = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = False
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in ("sgd", "adamw"):
-            raise UsageError(f"optimiser.name must be sgd or adamw; found {self.name!r}")
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise UsageError(f"optimiser.{name} must be a number of at least 0; found {value}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UsageError(f"optimiser.clip_norm must be above 0; found {self.clip_norm}")
-        if self.nesterov and self.momentum == 0:
-            raise UsageError("optimiser.nesterov needs optimiser.momentum above 0")
 
 
 @dataclass
@@ -106,31 +64,6 @@ class StageResult:
     images_per_second: float
     logs: dict[str, float]
     checkpoint: Path
-
-
-class _Signals:
-    """Turns SIGINT and SIGTERM into a request to stop after the step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def _handle(self, number: int, _frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._old[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: whoever owns it handles signals
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 def resolve_device(name: str) -> str:
@@ -270,7 +203,7 @@ class Trainer:
         started = mark = time.perf_counter()
         marked = first
         with (
-            _Signals() as signals,
+            Signals() as signals,
             progress(
                 stage.steps * stage.batch_size,
                 f"stage {stage.name}",
@@ -315,7 +248,7 @@ class Trainer:
                 else:
                     bar.advance(stage.batch_size)
                 if due or signals.received is not None:
-                    check_finite(method, stage, step)
+                    check_finite(method, stage.name, step)
                     checkpoint = self._save(stage, method, optimiser, done)
                     saved = done
                     if signals.received is not None:
@@ -349,79 +282,11 @@ class Trainer:
         )
 
 
-def build_optimiser(settings: Optimiser, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
-    """The optimiser that ``settings`` describe, over parameter ``groups``."""
-    common: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "weight_decay": settings.weight_decay,
-        "fused": fused,
-    }
-    if settings.name == "adamw":
-        return torch.optim.AdamW(groups, **common)
-    return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
-
-
 def settings_rate(stage: Stage, step: int) -> float:
     """The learning rate of ``step``."""
     return stage.optimiser.learning_rate * stage.schedule.factor(step, stage.steps)
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path | None) -> None:
-    """Momentum from a checkpoint; learning rate, momentum factor and weight decay stay the recipe's.
-
-    Raises:
-        LrfaceError: the checkpoint's optimiser had other parameters.
-    """
-    own = optimiser.state_dict()
-    kinds = ["adamw" if "betas" in groups["param_groups"][0] else "sgd" for groups in (saved, own)]
-    if kinds[0] != kinds[1]:
-        raise LrfaceError(
-            f"checkpoint {checkpoint} was written with optimiser {kinds[0]}, the recipe now says {kinds[1]}: choose "
-            "another place with out=DIR, or --restart"
-        )
-    if [group["params"] for group in own["param_groups"]] != [
-        group["params"] for group in saved["param_groups"]
-    ]:
-        raise LrfaceError(
-            f"checkpoint {checkpoint} was written with other parameters trained or frozen; a stage that changes what "
-            "is frozen starts anew: choose another place with out=DIR, or --restart"
-        )
-    optimiser.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
-
-
 def has_extra_state(method: Method) -> bool:
     """Whether the method keeps state of its own beside its tensors."""
     return type(method).get_extra_state is not nn.Module.get_extra_state
-
-
-def check_finite(method: Method, stage: Stage, step: int) -> None:
-    """Raises LrfaceError when a weight is not finite, so that a broken network is never saved over a good one."""
-    for name, parameter in method.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise LrfaceError(
-                f"{name} is not finite after step {step} of stage {stage.name!r}; no checkpoint was written, older "
-                "ones are kept. Lower optimiser.learning_rate of this stage or set optimiser.clip_norm=5"
-            )
-
-
-def check_param_groups(method: Method, groups: list[dict[str, Any]]) -> None:
-    """Trainable parameters and the optimiser's must be the same ones.
-
-    Raises:
-        LrfaceError: names a parameter that would not be trained, or one that is frozen yet handed over.
-    """
-    names = {id(parameter): name for name, parameter in method.named_parameters()}
-    given = [parameter for group in groups for parameter in group["params"]]
-    identities = {id(parameter) for parameter in given}
-    if len(identities) != len(given):
-        raise LrfaceError(f"{type(method).__name__}.param_groups() lists a parameter twice")
-    for parameter in given:
-        if not parameter.requires_grad:
-            raise LrfaceError(
-                f"{type(method).__name__}.param_groups() holds the frozen parameter {names.get(id(parameter))}"
-            )
-    for name, parameter in method.named_parameters():
-        if parameter.requires_grad and id(parameter) not in identities:
-            raise LrfaceError(
-                f"{type(method).__name__}.param_groups() leaves out the trainable parameter {name}"
-            )

@@ -12,7 +12,8 @@ from lrface.heads import build_head
 from lrface.methods import METHODS, Classify, Method, QualNet
 from lrface.methods.base import accuracy, degrade_batch
 from lrface.models import build_backbone, build_decoder
-from lrface.train.trainer import Optimiser, Stage, Trainer
+from lrface.train.optimisers import Optimiser
+from lrface.train.trainer import Stage, Trainer
 
 IDENTITIES = 5
 

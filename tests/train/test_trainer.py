@@ -17,17 +17,10 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.methods.base import Method, StepOutput
 from lrface.train import checkpoint as checkpoint_module
 from lrface.train.checkpoint import checkpoints, load_parts, load_training_state
+from lrface.train.optimisers import Optimiser, check_param_groups, load_optimiser
 from lrface.train.schedule import Schedule
-from lrface.train.trainer import (
-    Interrupted,
-    Optimiser,
-    Stage,
-    StageResult,
-    Trainer,
-    check_param_groups,
-    load_optimiser,
-    resolve_device,
-)
+from lrface.train.signals import Interrupted
+from lrface.train.trainer import Stage, StageResult, Trainer, resolve_device
 
 
 class Toy(Method):
