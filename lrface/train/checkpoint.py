@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -275,9 +276,15 @@ def restore_random_state(state: dict[str, Tensor]) -> None:
 
 
 def save_checkpoint(
-    folder: Path, method: nn.Module, card: dict[str, Any], state: TrainingState, keep_last: int
+    folder: Path,
+    method: nn.Module,
+    card: dict[str, Any],
+    state: TrainingState,
+    keep_last: int,
+    kept: Collection[int] = (),
 ) -> Path:
-    """Write ``folder/step-XXXXXXXX`` and then delete all but the newest ``keep_last`` checkpoints.
+    """Write ``folder/step-XXXXXXXX`` and then delete all but the newest ``keep_last`` checkpoints and those of
+    the steps ``kept``.
 
     Raises:
         LrfaceError: the disk is full or cannot be written; older checkpoints are kept.
@@ -292,7 +299,8 @@ def save_checkpoint(
         torch.save(vars(state), training)
         (aside / TRAINING).write_bytes(training.getbuffer())
     for old in checkpoints(folder)[:-keep_last]:
-        remove_directory(old)
+        if int(old.name.removeprefix("step-")) not in kept:
+            remove_directory(old)
     return path
 
 

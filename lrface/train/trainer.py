@@ -27,6 +27,7 @@ from lrface.train.checkpoint import (
 )
 from lrface.train.failures import check_finite
 from lrface.train.log import MetricsLog
+from lrface.train.observe import Observer
 from lrface.train.optimisers import Optimiser, build_optimiser, check_param_groups, load_optimiser
 from lrface.train.schedule import Schedule
 from lrface.train.signals import Interrupted, Signals
@@ -41,6 +42,7 @@ class Stage:
     batches: ``batches(first, last)`` gives the batches of these steps.
     folder: checkpoints and logs.
     card: goes into every checkpoint.
+    observer: what watches the stage.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Stage:
     card: dict[str, Any]
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
+    observer: Observer = field(default_factory=Observer)
 
 
 @dataclass
@@ -180,8 +183,10 @@ class Trainer:
         if state is not None:
             restore_random_state(state.random)
         try:
+            stage.observer.begin(first, method, stage.folder)
             return self._loop(stage, model, optimiser, wrapped, log, first)
         finally:
+            stage.observer.end()
             log.close()
 
     def _loop(
@@ -244,12 +249,17 @@ class Trainer:
                     }
                     mark, marked = now, done
                     log.write(step, values)
+                    stage.observer.logged(step, values)
                     bar.advance(stage.batch_size, loss=f"{values['loss']:.3f}")
                 else:
                     bar.advance(stage.batch_size)
+                watching = time.perf_counter()
+                due |= stage.observer.after_step(done, method)
+                mark += time.perf_counter() - watching  # the speed in the log is that of training
                 if due or signals.received is not None:
                     check_finite(method, stage.name, step)
                     checkpoint = self._save(stage, method, optimiser, done)
+                    stage.observer.saved(done, checkpoint)
                     saved = done
                     if signals.received is not None:
                         raise Interrupted(signals.received, done, checkpoint)
@@ -270,7 +280,8 @@ class Trainer:
     def _save(self, stage: Stage, method: Method, optimiser: torch.optim.Optimizer, step: int) -> Path:
         extra = method.get_extra_state() if has_extra_state(method) else {}
         state = TrainingState(step, optimiser.state_dict(), random_state(), extra)
-        return save_checkpoint(stage.folder, method, stage.card, state, self.keep_last)
+        kept = stage.observer.kept()
+        return save_checkpoint(stage.folder, method, stage.card, state, self.keep_last, kept)
 
     def _not_finite(self, stage: Stage, step: int, loss: float, rate: float) -> str:
         checkpoint = latest_checkpoint(stage.folder)
