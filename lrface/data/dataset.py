@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lrface.data.sampling import EpochOrders, Sampling
 from lrface.data.source import FaceSource
 from lrface.errors import LrfaceError
 from lrface.progress import progress
@@ -28,11 +29,17 @@ class StepSampler(Sampler[list[int]]):
     """Batches of indices for steps ``first`` to ``last`` (excluded).
 
     Every epoch is a fresh permutation without repetition; its last images that do not fill a batch are left
-    out. A step's batch depends on (seed, step) alone, so a run can start again at any step.
+    out. A step's batch depends on (seed, step) alone, so a run can start again at any step. ``orders`` gives
+    epochs of another kind (:mod:`lrface.data.sampling`), then of ``orders.length`` images.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, first: int, last: int):
+    def __init__(
+        self, n: int, batch_size: int, seed: int, first: int, last: int, orders: EpochOrders | None = None
+    ):
         self.n, self.batch_size, self.seed, self.first, self.last = n, batch_size, seed, first, last
+        self.orders = orders
+        if orders is not None:
+            self.n = orders.length
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -43,7 +50,8 @@ class StepSampler(Sampler[list[int]]):
         for step in range(self.first, self.last):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = epoch_order(self.n, self.seed, epoch)
+                known = self.orders
+                order = epoch_order(self.n, self.seed, epoch) if known is None else known.order(epoch)
             start = step % per_epoch * self.batch_size
             yield order[start : start + self.batch_size].tolist()
 
@@ -128,12 +136,14 @@ def batches(
     last: int,
     workers: int = 0,
     pin_memory: bool = False,
+    sampling: Sampling | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Training batches of steps ``first`` to ``last`` (excluded), each a dict of
 
     image: uint8 [n, 3, size, size], RGB; label: int64 [n]; seed: int, of this step's augmentation.
 
-    The images are in channels_last order. Their content does not depend on ``workers``.
+    The images are in channels_last order. Their content does not depend on ``workers``. ``sampling`` says how often
+    the images of each identity are shown; without it every epoch shows every image once.
 
     Raises:
         LrfaceError: fewer images than a batch; an image that cannot be decoded.
@@ -143,7 +153,13 @@ def batches(
             f"the data holds {len(dataset)} images, fewer than one batch of {batch_size}; "
             f"set data.batch_size to {len(dataset)} or less"
         )
-    sampler = StepSampler(len(dataset), batch_size, seed, first, last)
+    orders = None if sampling is None else EpochOrders(sampling, dataset.labels.numpy(), seed)
+    if orders is not None and orders.length < batch_size:
+        raise LrfaceError(
+            f"an epoch of data.sampling shows {orders.length} images, fewer than one batch of {batch_size}; raise "
+            f"data.sampling.maximum or set data.batch_size to {orders.length} or less"
+        )
+    sampler = StepSampler(len(dataset), batch_size, seed, first, last, orders)
     if workers == 0:
         stream: Any = (dataset.__getitems__(indices) for indices in sampler)
     else:
