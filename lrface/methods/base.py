@@ -70,8 +70,3 @@ def degrade_batch(batch: dict[str, Any], policy: ResolutionPolicy) -> dict[str, 
     # "seed" stays behind: a number that changes each step would make a compiled forward compile each step.
     rest = {key: value for key, value in batch.items() if key not in ("image", "seed")}
     return {**rest, "image": degraded, "hq": hq}
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of a batch whose largest logit is the label's; with a margin head this is the margin's accuracy."""
-    return (logits.detach().argmax(1) == labels).float().mean()

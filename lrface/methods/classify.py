@@ -3,25 +3,24 @@
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from lrface.degrade.policy import ResolutionPolicy
-from lrface.methods.base import Method, StepOutput, accuracy, degrade_batch
+from lrface.heads import Head
+from lrface.methods.base import Method, StepOutput, degrade_batch
 from lrface.models.blocks import FaceBackbone
 
 
 class Classify(Method):
-    """Cross-entropy on the head's logits (paper 001, eq. 2).
+    """The head's loss: cross-entropy on its logits (paper 001, eq. 2), for most.
 
     Args:
         encoder: face backbone.
-        head: ``head(embeddings, labels) -> logits``.
+        head: ``head.loss(embeddings, labels) -> HeadLoss``.
         policy: what the encoder sees. All clean is the vanilla network, one low resolution for every image a
             specialised one, half clean and half mixed the naive augmentation of paper 001, section 4.1.
     """
 
-    def __init__(self, encoder: FaceBackbone, head: nn.Module, policy: ResolutionPolicy):
+    def __init__(self, encoder: FaceBackbone, head: Head, policy: ResolutionPolicy):
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -32,6 +31,5 @@ class Classify(Method):
         return degrade_batch(batch, self.policy)
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
-        logits = self.head(self.encoder(batch["image"]), batch["label"])
-        loss = F.cross_entropy(logits, batch["label"])
-        return StepOutput(loss, {"accuracy": accuracy(logits, batch["label"])})
+        recognition = self.head.loss(self.encoder(batch["image"]), batch["label"])
+        return StepOutput(recognition.loss, {"accuracy": recognition.accuracy, **recognition.logs})

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import UsageError
+from lrface.heads import Head
 from lrface.losses import quality_loss
-from lrface.methods.base import Method, StepOutput, accuracy, degrade_batch
+from lrface.methods.base import Method, StepOutput, degrade_batch
 from lrface.models.blocks import FaceBackbone, batchnorm_eval, freeze_batchnorm
 
 FREEZABLE = ("decoder", "batchnorm")
@@ -26,7 +26,7 @@ class QualNet(Method):
 
     Args:
         encoder: face backbone; its ``features`` feed the decoder.
-        head: ``head(embeddings, labels) -> logits``.
+        head: ``head.loss(embeddings, labels) -> HeadLoss``.
         decoder: feature map -> image [n, 3, h, w].
         policy: clean images only in stage 1; clean and low-resolution ones in stage 2.
         quality_weight: lambda, 1.0 for QualNet-LM (Table 4).
@@ -41,7 +41,7 @@ class QualNet(Method):
     def __init__(
         self,
         encoder: FaceBackbone,
-        head: nn.Module,
+        head: Head,
         decoder: nn.Module,
         policy: ResolutionPolicy,
         quality_weight: float = 1.0,
@@ -80,14 +80,14 @@ class QualNet(Method):
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         feature_map = self.encoder.features(batch["image"])
-        logits = self.head(self.encoder.embed(feature_map), batch["label"])
-        recognition = F.cross_entropy(logits, batch["label"])
+        recognition = self.head.loss(self.encoder.embed(feature_map), batch["label"])
         quality = quality_loss(self.decoder(feature_map), batch["hq"], self.clip)
         return StepOutput(
-            recognition + self.quality_weight * quality,
+            recognition.loss + self.quality_weight * quality,
             {
-                "recognition": recognition.detach(),
+                "recognition": recognition.loss.detach(),
                 "quality": quality.detach(),
-                "accuracy": accuracy(logits, batch["label"]),
+                "accuracy": recognition.accuracy,
+                **recognition.logs,
             },
         )

@@ -26,7 +26,7 @@ def test_cosface_is_the_published_formula(batch):
     embeddings, labels = batch
     torch.manual_seed(1)
     head = build_head("cosface", 5, 4)
-    assert (head.scale, head.margin) == (30.0, 0.25)
+    assert (head.scale, head.margin_size) == (30.0, 0.25)
     cosine = unit(embeddings) @ unit(head.weight.detach()).T
     expected = torch.empty(6, 4)
     for row in range(6):
@@ -126,10 +126,19 @@ def test_bad_sizes_are_refused(name, embedding_size, identities):
         build_head(name, embedding_size, identities)
 
 
-@pytest.mark.parametrize("arguments", [{"scale": 0.0}, {"scale": -1.0}, {"margin": -0.1}])
-def test_bad_scale_and_margin_are_refused(arguments):
-    with pytest.raises(UsageError, match="head.scale must be above 0 and head.margin at least 0"):
-        build_head("cosface", 8, 4, **arguments)
+@pytest.mark.parametrize(
+    "name, arguments, told",
+    [
+        ("cosface", {"scale": 0.0}, r"head.scale must lie in \(0, inf\); found 0.0"),
+        ("cosface", {"scale": math.nan}, "head.scale must lie in .0, inf.; found nan"),
+        ("cosface", {"margin": -0.1}, r"head.margin must lie in \[0, 2\]; found -0.1"),
+        ("arcface", {"margin": 3.2}, r"head.margin must lie in \[0, 3.14159\); found 3.2"),
+        ("softmax", {"label_smoothing": 1.0}, r"head.label_smoothing must lie in \[0, 1\); found 1.0"),
+    ],
+)
+def test_wrong_values_are_named(name, arguments, told):
+    with pytest.raises(UsageError, match=told):
+        build_head(name, 8, 4, **arguments)
 
 
 def test_wrong_name_and_argument_name_the_nearest():

@@ -10,7 +10,7 @@ from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import UsageError
 from lrface.heads import build_head
 from lrface.methods import METHODS, Classify, Method, QualNet
-from lrface.methods.base import accuracy, degrade_batch
+from lrface.methods.base import degrade_batch
 from lrface.models import build_backbone, build_decoder
 from lrface.train.optimisers import Optimiser
 from lrface.train.trainer import Stage, Trainer
@@ -69,11 +69,6 @@ def test_prepare_degrades_by_the_seed_of_the_batch():
     assert not torch.equal(degraded, hq)
     assert torch.equal(degrade_batch(batch, method.policy)["image"], degraded)
     assert not torch.equal(degrade_batch({**batch, "seed": 1}, method.policy)["image"], degraded)
-
-
-def test_accuracy():
-    logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0], [1.0, 0.0]])
-    assert accuracy(logits, torch.tensor([0, 1, 1, 1])).item() == 0.5
 
 
 def test_the_loss_of_classify_is_its_formula():
