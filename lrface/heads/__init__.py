@@ -1,10 +1,27 @@
-"""Classification heads by name; each owns its class weights and turns embeddings into logits."""
+"""Classification heads by name; each owns its class weights and turns embeddings into logits and a loss.
+
+    softmax          a linear layer with bias
+    cosface          s (cos theta - m)                                            Wang et al., CVPR 2018
+    arcface          s cos(theta + m)                                             Deng et al., CVPR 2019
+    combined         s (cos(m1 theta + m2) - m3)                                  Deng et al., CVPR 2019
+    sphereface       |x| psi(theta), psi falling like cos(m theta)                Liu et al., CVPR 2017
+    sphereface_r     s cos(min(m theta, pi))                                      Liu et al., TPAMI 2022
+    sphereface2      a binary classifier a class                                  Wen et al., ICLR 2022
+    adaface          the margin follows the length of the embedding               Kim et al., CVPR 2022
+    magface          the margin grows with the length, which is taught            Meng et al., CVPR 2021
+    curricularface   hard negatives count more as training goes on                Huang et al., CVPR 2020
+    discface         arcface with the discrepancy term                            Kim et al., ACCV 2020
+
+All but sphereface2 take ``label_smoothing``; all but softmax take ``discrepancy``, the weight of DiscFace's term.
+"""
 
 from typing import Any
 
 from lrface.errors import UsageError
+from lrface.heads.adaptive import AdaFace, CurricularFace, MagFace
 from lrface.heads.base import Head, HeadLoss
-from lrface.heads.margin import ArcFace, CosFace, MarginHead, Softmax
+from lrface.heads.margin import ArcFace, CombinedMargin, CosFace, DiscFace, MarginHead, Softmax
+from lrface.heads.sphere import SphereFace, SphereFace2, SphereFaceR
 from lrface.registry import Registry
 
 __all__ = ["HEADS", "Head", "HeadLoss", "MarginHead", "build_head", "build_margin"]
@@ -13,10 +30,18 @@ HEADS: Registry[Head] = Registry("head")
 HEADS.register("cosface", CosFace)
 HEADS.register("arcface", ArcFace)
 HEADS.register("softmax", Softmax)
+HEADS.register("combined", CombinedMargin)
+HEADS.register("sphereface", SphereFace)
+HEADS.register("sphereface_r", SphereFaceR)
+HEADS.register("sphereface2", SphereFace2)
+HEADS.register("adaface", AdaFace)
+HEADS.register("magface", MagFace)
+HEADS.register("curricularface", CurricularFace)
+HEADS.register("discface", DiscFace)
 
 
 def build_head(name: str, embedding_size: int, identities: int, **arguments: Any) -> Head:
-    """The head ``name`` (cosface, arcface, softmax) for ``identities`` classes.
+    """The head ``name`` (see above) for ``identities`` classes.
 
     Raises:
         UsageError: unknown name or arguments.

@@ -3,9 +3,9 @@
 A head owns the class weights. What it does to the cosines is apart from the weights, in :meth:`MarginHead.margin`,
 which works on any subset of the classes: a head that holds only a shard or a sample of them calls the same method.
 
-Angles are always computed in float32 (float64 for float64), whatever the autocast precision: in bfloat16 a cosine near
-1 has steps of 1/256, wider than the margins that are taught. No margin is detached: gradients are those of the
-formulas, except at angles of exactly 0 and pi, where they do not exist and 0 stands for the slope of the sine.
+Angles are always computed in float32 (float64 for float64), whatever the autocast precision: in bfloat16 a cosine
+near 1 has steps of 1/256, wider than the margins that are taught. No margin is detached: gradients are those of
+the formulas, except at angles of 0 and pi, where the sine has none in the cosine and 0 stands for its slope.
 """
 
 import math
@@ -18,6 +18,8 @@ from lrface.heads.base import Head, HeadLoss, accuracy, at_least_float32, check_
 
 # An embedding shorter than this has no direction: its cosines are 0 and pass no gradient on, instead of one of 1e12.
 SHORTEST = 1e-6
+# Bound of DiscFace's xi.
+LONGEST_XI = 0.05
 
 
 def unit(embeddings: Tensor, norms: Tensor) -> Tensor:
@@ -42,15 +44,20 @@ def angle(cosine: Tensor) -> Tensor:
 def shifted_cosine(cosine: Tensor, margin: Tensor | float) -> Tensor:
     """cos(theta + margin) of a cosine of theta [n], for a margin in [0, pi), a number or one a sample [n].
 
-    Where theta + margin passes pi, where cos(theta + margin) would rise again, it is cos(theta) - margin sin(margin),
-    as in the authors' code of ArcFace: it goes on falling, with the slope of the plain cosine.
+    Where theta + margin passes pi, where cos(theta + margin) would rise again, it is
+    cos(theta) - margin sin(margin), as in the authors' code of ArcFace: it goes on falling, with the slope of the
+    plain cosine.
     """
-    if isinstance(margin, Tensor):
-        cosine_margin, sine_margin = margin.cos(), margin.sin()
-    else:
-        cosine_margin, sine_margin = math.cos(margin), math.sin(margin)
+    cosine_margin: Tensor | float = margin.cos() if isinstance(margin, Tensor) else math.cos(margin)
+    sine_margin: Tensor | float = margin.sin() if isinstance(margin, Tensor) else math.sin(margin)
     shifted = cosine * cosine_margin - sine(cosine) * sine_margin
     return torch.where(cosine > -cosine_margin, shifted, cosine - margin * sine_margin)
+
+
+def falling_cosine(phi: Tensor) -> Tensor:
+    """A-Softmax's psi: (-1)^k cos(phi) - 2k with k = floor(phi / pi), the cosine that never rises; phi at least 0."""
+    turns = torch.floor(phi.detach() / math.pi)
+    return (1.0 - 2.0 * torch.remainder(turns, 2.0)) * torch.cos(phi) - 2.0 * turns
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -65,13 +72,15 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 class MarginHead(Head):
     """Cosines between embeddings and class weights, a margin at the true class, and the loss of the outcome.
 
-    Who holds only some of the classes (a shard, a sample) uses, in this order, with ``cosine`` [n, c] of all n samples
-    to its c classes and ``target`` int64 [n], the column of the true class or -1 where that is not among them:
+    Who holds only some of the classes (a shard, a sample) uses, with ``cosine`` [n, c] of all n samples to its c
+    classes and ``target`` int64 [n], the column of the true class or -1 where that is not among them:
 
-    1. ``statistics(cosine, target, norms)``: in training only; summed over the shards, for ``update``.
+    1. ``statistics(cosine, target, norms)``, in training only: to be summed over the shards, for ``update``.
     2. ``margin(cosine, target, norms, target_cosine)``: the logits of these columns.
-    3. ``penalty(embeddings, weight, target)``: a further loss a sample, or None; to be summed over shards, then averaged
-       over samples.
+    3. ``penalty(embeddings, weight, target)``: a further loss a sample, or None; to be summed over the shards,
+       then averaged over the samples.
+
+    For heads that are not ``softmax`` the loss of the whole is the sum of the shards' ``criterion``.
 
     Args:
         embedding_size: d, width of the embedding.
@@ -79,10 +88,12 @@ class MarginHead(Head):
         scale: s, what the cosines are multiplied by.
         label_smoothing: share of the target probability that is spread over all classes (Szegedy et al., CVPR 2016,
             section 7), in [0, 1).
+        discrepancy: lambda of DiscFace's term, see :meth:`penalty`; 0 leaves it out.
 
     Attributes:
         weight: [identities, embedding_size], one row a class; only its direction counts. None where another module
-            holds the weights (:func:`lrface.heads.build_margin`): then only the three methods above and ``update`` work.
+            holds the weights (:func:`lrface.heads.build_margin`): then only the three methods above and
+            ``update`` work.
         needs_target_cosine: whether ``margin`` reads ``target_cosine`` for samples whose target is -1.
         softmax: whether the loss is the cross-entropy of the softmax over all classes.
 
@@ -92,14 +103,20 @@ class MarginHead(Head):
 
     needs_target_cosine = False
     softmax = True
+    xi: nn.Parameter | None
 
-    def __init__(self, embedding_size: int, identities: int, scale: float, label_smoothing: float):
+    def __init__(
+        self, embedding_size: int, identities: int, scale: float, label_smoothing: float, discrepancy: float
+    ):
         super().__init__()
         check_sizes(embedding_size, identities)
         check_range("label_smoothing", label_smoothing, 0, 1, "[)")
         check_range("scale", scale, 0, math.inf, "()")
+        check_range("discrepancy", discrepancy, 0, math.inf, "[)")
         self.scale = scale
         self.label_smoothing = label_smoothing
+        self.discrepancy = discrepancy
+        self.register_parameter("xi", nn.Parameter(torch.zeros(embedding_size)) if discrepancy else None)
         self.weight = nn.Parameter(torch.empty(identities, embedding_size))
         nn.init.normal_(self.weight, std=0.01)
 
@@ -131,8 +148,8 @@ class MarginHead(Head):
     def statistics(self, cosine: Tensor, target: Tensor, norms: Tensor) -> Tensor:
         """What ``update`` learns from this batch: sums, float64 [k], over the samples whose target is not -1.
 
-        So each sample counts once however the classes are split, and the sum of this over shards and ranks is that of
-        the whole batch. k is 0 for a head that keeps no statistics.
+        So each sample counts once however the classes are split, and the sum of this over shards and ranks is
+        that of the whole batch. k is 0 for a head that keeps no statistics.
         """
         return torch.zeros(0, dtype=torch.float64, device=cosine.device)
 
@@ -143,6 +160,10 @@ class MarginHead(Head):
     def penalty(self, embeddings: Tensor, weight: Tensor, target: Tensor) -> Tensor | None:
         """A further loss of each sample whose true class is here, 0 for the others, or None for a head without one.
 
+        Here DiscFace's (Kim et al., ACCV 2020), which any of these heads can have: the length of
+        x/|x| - w_y/|w_y| - xi, times lambda: what one learned vector xi, the same for all classes and of a length
+        of at most 0.05, leaves of the way from the class to the sample.
+
         Args:
             embeddings: float [n, d], as the encoder gave them.
             weight: float [c, d], these classes' weights.
@@ -151,10 +172,15 @@ class MarginHead(Head):
         Returns:
             [n], at least float32.
         """
-        return None
+        if self.xi is None:
+            return None
+        embeddings, own = at_least_float32(embeddings), at_least_float32(weight)[target.clamp_min(0)]
+        xi = self.xi * (LONGEST_XI / self.xi.norm().clamp_min(LONGEST_XI))
+        left = unit(embeddings, embeddings.norm(dim=1)) - F.normalize(own) - xi
+        return torch.where(target >= 0, self.discrepancy * left.norm(dim=1), 0.0)
 
-    def logs(self) -> dict[str, Tensor]:
-        """Running statistics worth showing, as detached scalars."""
+    def logs(self, norms: Tensor) -> dict[str, Tensor]:
+        """What is worth showing of the running statistics and the embeddings' lengths [n]: detached scalars."""
         return {}
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -187,7 +213,7 @@ class MarginHead(Head):
                     self.update(sum_over_ranks(statistics))
             logits = self.margin(cosine, labels, norms)
             loss = self.criterion(logits, labels)
-            logs = self.logs()
+            logs = self.logs(norms)
             penalty = self.penalty(embeddings, self.weight, labels)
             if penalty is not None:
                 loss = loss + penalty.mean()
@@ -215,8 +241,9 @@ class CosFace(MarginHead):
         scale: float = 30.0,
         margin: float = 0.25,
         label_smoothing: float = 0.0,
+        discrepancy: float = 0.0,
     ):
-        super().__init__(embedding_size, identities, scale, label_smoothing)
+        super().__init__(embedding_size, identities, scale, label_smoothing, discrepancy)
         check_range("margin", margin, 0, 2)
         self.margin_size = margin
 
@@ -248,8 +275,9 @@ class ArcFace(MarginHead):
         scale: float = 64.0,
         margin: float = 0.5,
         label_smoothing: float = 0.0,
+        discrepancy: float = 0.0,
     ):
-        super().__init__(embedding_size, identities, scale, label_smoothing)
+        super().__init__(embedding_size, identities, scale, label_smoothing, discrepancy)
         check_range("margin", margin, 0, math.pi, "[)")
         self.margin_size = margin
 
@@ -258,6 +286,70 @@ class ArcFace(MarginHead):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, margin={self.margin_size}"
+
+
+class DiscFace(ArcFace):
+    """ArcFace with DiscFace's discrepancy term (Kim et al., ACCV 2020): see :meth:`MarginHead.penalty`.
+
+    Args:
+        discrepancy: lambda. Its default and the bound of xi are those of a public re-implementation, in want of the
+            authors'.
+
+    The rest as in :class:`ArcFace`. Every other margin head takes ``discrepancy`` as well.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        identities: int,
+        scale: float = 64.0,
+        margin: float = 0.5,
+        label_smoothing: float = 0.0,
+        discrepancy: float = 0.5,
+    ):
+        super().__init__(embedding_size, identities, scale, margin, label_smoothing, discrepancy)
+
+
+class CombinedMargin(MarginHead):
+    """The margins of SphereFace, ArcFace and CosFace in one (Deng et al., CVPR 2019, eq. 4).
+
+    Logits s (cos(m1 theta_y + m2) - m3), s cos(theta_j). Where phi = m1 theta_y + m2 passes pi, cos(phi) is
+    replaced by (-1)^k cos(phi) - 2k with k = floor(phi / pi), which goes on falling without a jump
+    (:func:`falling_cosine`). (1, 0, m) is CosFace; (1, m, 0) is ArcFace up to that place.
+
+    Args:
+        scale: s, 64 in the paper.
+        m1: factor of the angle, above 0.
+        m2: added angle, radians.
+        m3: taken off the cosine. The defaults (1, 0.3, 0.2) are the paper's CM1 (Table 2); CM2 is (0.9, 0.4, 0.15).
+
+    The rest as in :class:`MarginHead`.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        identities: int,
+        scale: float = 64.0,
+        m1: float = 1.0,
+        m2: float = 0.3,
+        m3: float = 0.2,
+        label_smoothing: float = 0.0,
+        discrepancy: float = 0.0,
+    ):
+        super().__init__(embedding_size, identities, scale, label_smoothing, discrepancy)
+        check_range("m1", m1, 0, math.inf, "()")
+        check_range("m2", m2, 0, math.pi, "[)")
+        check_range("m3", m3, 0, 2)
+        self.m1, self.m2, self.m3 = m1, m2, m3
+
+    def at_true_class(self, cosine: Tensor, norms: Tensor) -> Tensor:
+        if self.m1 == 1 and self.m2 == 0:  # no way round by the angle, whose slope is infinite at its ends
+            return cosine - self.m3
+        return falling_cosine(self.m1 * angle(cosine) + self.m2) - self.m3
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, m1={self.m1}, m2={self.m2}, m3={self.m3}"
 
 
 class Softmax(Head):

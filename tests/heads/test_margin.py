@@ -19,7 +19,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_names():
-    assert HEADS.names() == ["arcface", "cosface", "softmax"]
+    assert {"arcface", "cosface", "softmax"} <= set(HEADS.names())
 
 
 def test_cosface_is_the_published_formula(batch):
