@@ -56,6 +56,21 @@ class StepSampler(Sampler[list[int]]):
             yield order[start : start + self.batch_size].tolist()
 
 
+class PartSampler(Sampler[list[int]]):
+    """What rank ``rank`` of ``ranks`` takes of each batch of ``batches``: an equal share, in the batch's order."""
+
+    def __init__(self, batches: StepSampler, rank: int, ranks: int):
+        self.batches, self.rank, self.ranks = batches, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.batches:
+            share = len(indices) // self.ranks
+            yield indices[self.rank * share : (self.rank + 1) * share]
+
+
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     """Resize an aligned crop to ``size`` x ``size`` (area when shrinking, bilinear when enlarging)."""
     height, width = image.shape[:2]
@@ -137,10 +152,14 @@ def batches(
     workers: int = 0,
     pin_memory: bool = False,
     sampling: Sampling | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, Any]]:
     """Training batches of steps ``first`` to ``last`` (excluded), each a dict of
 
     image: uint8 [n, 3, size, size], RGB; label: int64 [n]; seed: int, of this step's augmentation.
+
+    With ``part`` (rank, ranks) it is the rank's equal share of a step's ``batch_size`` images, and the dict also has
+    part: what one process sees as a batch, the ranks see together, augmentation included.
 
     The images are in channels_last order. Their content does not depend on ``workers``. ``sampling`` says how often
     the images of each identity are shown; without it every epoch shows every image once.
@@ -159,7 +178,8 @@ def batches(
             f"an epoch of data.sampling shows {orders.length} images, fewer than one batch of {batch_size}; raise "
             f"data.sampling.maximum or set data.batch_size to {orders.length} or less"
         )
-    sampler = StepSampler(len(dataset), batch_size, seed, first, last, orders)
+    steps = StepSampler(len(dataset), batch_size, seed, first, last, orders)
+    sampler = steps if part == (0, 1) else PartSampler(steps, *part)
     if workers == 0:
         stream: Any = (dataset.__getitems__(indices) for indices in sampler)
     else:
@@ -177,6 +197,8 @@ def batches(
         if isinstance(batch, LrfaceError):
             raise batch
         batch["seed"] = batch_seed(seed, step)
+        if part != (0, 1):
+            batch["part"] = part
         yield batch
 
 

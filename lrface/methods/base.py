@@ -1,7 +1,7 @@
 """The seam between methods and the trainer: what one training step computes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,15 +58,25 @@ def degrade_batch(batch: dict[str, Any], policy: ResolutionPolicy) -> dict[str, 
     """Mirror and degrade a batch of uint8 or [0, 1] images.
 
     Args:
-        batch: ``image`` uint8 or float [n, 3, h, h], ``seed`` int: the seed this batch's parameters come from.
+        batch: ``image`` uint8 or float [n, 3, h, h], ``seed`` int: the seed this batch's parameters come from. Where it
+            is a rank's share of a batch, ``part`` (rank, ranks): parameters are drawn for the whole batch and shared.
 
     Returns:
         The batch with ``image`` float32 [n, 3, h, h] (degraded) and ``hq`` (its clean original).
     """
     images = as_float(batch["image"])
     generator = torch.Generator().manual_seed(int(batch["seed"]))
-    parameters = policy.sample(len(images), images.shape[-1], generator)
+    rank, ranks = batch.get("part", (0, 1))
+    parameters = policy.sample(len(images) * ranks, images.shape[-1], generator)
+    if ranks > 1:
+        parameters = share_of(parameters, rank * len(images), len(images))
     degraded, hq = policy.apply(images, parameters)
     # "seed" stays behind: a number that changes each step would make a compiled forward compile each step.
-    rest = {key: value for key, value in batch.items() if key not in ("image", "seed")}
+    rest = {key: value for key, value in batch.items() if key not in ("image", "seed", "part")}
     return {**rest, "image": degraded, "hq": hq}
+
+
+def share_of(parameters: Any, first: int, count: int) -> Any:
+    """Rows ``first`` to ``first + count`` of a dataclass of tensors that have a row an image."""
+    rows = {key: value[first : first + count] for key, value in vars(parameters).items()}
+    return replace(parameters, **rows)

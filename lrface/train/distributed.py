@@ -1,0 +1,423 @@
+"""One run in several processes: what they tell each other, and what makes them equal to one process.
+
+Everything here also works in a run of one process, where there is no process group and nothing is sent.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrface.errors import LrfaceError, UsageError
+from lrface.heads.margin import sum_over_ranks
+from lrface.train.launch import LOST, Place, end_with_launcher, expected_ranks, find_place
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Result = TypeVar("Result")
+STRATEGIES = ("auto", "ddp", "fsdp")
+
+
+class RankLost(LrfaceError):
+    """Another rank ended or gave no answer in time: this one can only end too."""
+
+    exit_code = 3
+
+
+class RankFailed(LrfaceError):
+    """Rank 0 failed at something it does for all; it tells the user itself."""
+
+    exit_code = 3
+
+
+def rank() -> int:
+    """The number of this process in its run, 0 in a run of one process."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """The processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def process_group(devices: int, nodes: int, device: str, timeout_seconds: float) -> Iterator[Place]:
+    """Join the other processes of the run for the time of the block; a run of one process joins nothing.
+
+    Args:
+        devices, nodes: as in the recipe; with torchrun or srun both may stay 1.
+        device: cpu (gloo) or cuda (NCCL, and gloo for tensors on the CPU).
+        timeout_seconds: how long a rank waits for the others before it ends with an error.
+
+    Raises:
+        UsageError: more than one rank asked for where nobody has started the others, a rank without a GPU.
+        RankLost: within the block, another rank ended or was silent for too long.
+    """
+    place = find_place()
+    wanted = expected_ranks(devices, nodes, place)
+    if wanted == 1:
+        yield Place()
+        return
+    if place is None:
+        raise UsageError(
+            f"trainer.devices={devices}, trainer.nodes={nodes}: start it with `lrface train`, torchrun or srun, which "
+            "make the processes"
+        )
+    if not 0 < timeout_seconds < float("inf"):
+        raise UsageError(f"trainer.timeout_seconds must be above 0; found {timeout_seconds}")
+    end_with_launcher()
+    place.export(os.environ)
+    backend = "gloo"
+    if device == "cuda":
+        if place.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"rank {place.rank} is number {place.local_rank} on its machine, which shows "
+                f"{torch.cuda.device_count()} GPUs; lower trainer.devices to that"
+            )
+        torch.cuda.set_device(place.local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        yield place
+    except RuntimeError as error:
+        if not _is_loss_of_contact(error):
+            raise
+        raise RankLost(
+            f"rank {place.rank} {LOST}: one of them ended or gave no answer for {timeout_seconds:g} s (trainer."
+            "timeout_seconds). Its own message says why; the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_loss_of_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed, and not the computation."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection closed by peer", "processgroup", "tcpstore")
+    )
+
+
+def from_first(value: Result) -> Result:
+    """Rank 0's ``value``, on every rank."""
+    if ranks() == 1:
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def on_first(act: Callable[[], Result]) -> Result:
+    """Rank 0 does ``act`` while the others wait; its result on every rank.
+
+    Raises:
+        RankFailed: on the other ranks, when it failed on rank 0, which raises its own error.
+    """
+    if ranks() == 1:
+        return act()
+    if rank() == 0:
+        try:
+            result = act()
+        except Exception as error:
+            from_first((False, str(error)))
+            raise
+        from_first((True, result))
+        return result
+    good, answer = from_first((True, None))
+    if not good:
+        raise RankFailed(f"rank {rank()} stopped because rank 0 failed: {answer}")
+    return answer  # type: ignore[return-value]
+
+
+def gathered(value: Result) -> list[Result]:
+    """The values of all ranks, in their order, on rank 0; on the others an empty list."""
+    if ranks() == 1:
+        return [value]
+    values: list[Any] | None = [None] * ranks() if rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
+def largest(*values: int) -> tuple[int, ...]:
+    """Each value's largest over the ranks: how they agree, every step, whether to stop or to save."""
+    if ranks() == 1:
+        return values
+    numbers = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return tuple(numbers.tolist())
+
+
+def mean(values: dict[str, float]) -> dict[str, float]:
+    """Means over the ranks of values with the same keys: every rank has an equal part of the batch."""
+    if ranks() == 1 or not values:
+        return values
+    numbers = torch.tensor([values[key] for key in sorted(values)], dtype=torch.float64)
+    dist.all_reduce(numbers)
+    return dict(zip(sorted(values), (numbers / ranks()).tolist(), strict=True))
+
+
+def seed_rank(step: int) -> None:
+    """Give every rank but the first a random stream of its own, from the generator's seed, the rank and the step.
+
+    Dropout then differs between ranks, and rank 0 draws what a run of one process would.
+    """
+    if rank() > 0:
+        sequence = np.random.SeedSequence((torch.initial_seed(), rank(), step))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+class SynchronisedBatchNorm(_BatchNorm):
+    """BatchNorm with the statistics of the batch of all ranks, on any device.
+
+    PyTorch's own takes GPUs alone. Every rank must have as many images. Statistics are float32 whatever the precision
+    of the input, means of ranks' means and variances, not of squares, so that nothing cancels.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, found {input.dim()}")
+
+    @torch.compiler.disable  # a collective inside
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training and self.running_mean is not None:
+            return super().forward(input)
+        dimensions = [0, *range(2, input.dim())]
+        with torch.no_grad():
+            variance, average = torch.var_mean(input.float(), dimensions, correction=0)
+            both = torch.stack([average, variance])
+            parts = [torch.empty_like(both) for _ in range(ranks())]
+            dist.all_gather(parts, both)
+            averages, variances = torch.stack(parts).unbind(1)
+            average = averages.mean(0)
+            variance = variances.mean(0) + averages.var(0, correction=0)
+            count = input.numel() // input.shape[1] * ranks()
+            if self.running_mean is not None and self.running_var is not None:
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked.add_(1)
+                share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(average.to(self.running_mean), share)
+                self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), share)
+        return _Normalise.apply(input, self.weight, self.bias, average, variance, self.eps)
+
+
+class _Normalise(torch.autograd.Function):
+    """Batch normalisation by given statistics, with the gradient of statistics that depend on all ranks' input."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        average: Tensor,
+        variance: Tensor,
+        eps: float,
+    ) -> Tensor:
+        context.save_for_backward(input, weight, average, torch.rsqrt(variance + eps))
+        return F.batch_norm(input, average, variance, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        input, weight, average, scale = context.saved_tensors
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        dimensions = [0, *range(2, input.dim())]
+        with torch.autocast(input.device.type, enabled=False):
+            upper = gradient.float()
+            normal = (input.float() - average.view(shape)) * scale.view(shape)
+            own = torch.stack([upper.sum(dimensions), (upper * normal).sum(dimensions)])
+            total = own.clone()
+            dist.all_reduce(total)
+            total /= input.numel() // input.shape[1] * ranks()
+            factor = scale if weight is None else scale * weight.float()
+            lower = (upper - total[0].view(shape) - normal * total[1].view(shape)) * factor.view(shape)
+        affine = (own[1], own[0]) if weight is not None else (None, None)
+        return lower.to(input.dtype), *affine, None, None, None
+
+
+def synchronise_batchnorm(method: nn.Module, device: str) -> nn.Module:
+    """Let every BatchNorm of ``method`` use the statistics of all ranks' images; names of tensors stay."""
+    if device == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    for module in method.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            module.__class__ = SynchronisedBatchNorm  # parameters, buffers, hooks and mode stay as they are
+    return method
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], largest_norm: float) -> None:
+    """Scale the gradient to ``largest_norm`` at most: that of all parameters, of all ranks' shards too."""
+    given = [parameter for parameter in parameters if parameter.grad is not None]
+    split = [parameter for parameter in given if getattr(parameter, "sharded", False)]
+    rest = [parameter for parameter in given if not getattr(parameter, "sharded", False)]
+    total = _square_norm(rest) + sum_over_ranks(_square_norm(split)) if split else _square_norm(rest)
+    torch.nn.utils.clip_grads_with_norm_(given, largest_norm, total.sqrt())
+
+
+def _square_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if hasattr(norm, "full_tensor"):  # of a network that FSDP spread
+        norm = norm.full_tensor()
+    return norm.square()
+
+
+class Spread:
+    """How a method runs over the ranks of this run.
+
+    Args:
+        device: cpu or cuda.
+        precision: what Fabric calls it.
+        strategy: "ddp" keeps the whole network in every rank; "fsdp" keeps a share of the weights, gradients and momentum
+            in each and gathers a block's weights when it is computed (PyTorch's fully_shard); "auto" is ddp.
+        sync_batchnorm: statistics of BatchNorm over the batch of all ranks; None is True.
+
+    Attributes:
+        fabric: what moves, wraps and casts.
+
+    Raises:
+        UsageError: an unknown strategy.
+    """
+
+    def __init__(
+        self, device: str, precision: str, strategy: str = "auto", sync_batchnorm: bool | None = None
+    ):
+        if strategy not in STRATEGIES:
+            raise UsageError(f"trainer.strategy must be one of {', '.join(STRATEGIES)}; found {strategy!r}")
+        self.device = device
+        self.sync_batchnorm = ranks() > 1 and sync_batchnorm is not False
+        self.fsdp = ranks() > 1 and strategy == "fsdp"
+        self._whole: nn.Module | None = None
+        self.fabric = self._make_fabric(precision)
+
+    def _make_fabric(self, precision: str) -> "Fabric":
+        from lightning_fabric import Fabric
+
+        arguments: dict[str, Any] = {"accelerator": self.device, "precision": precision}
+        if ranks() == 1:
+            return Fabric(devices=1, **arguments)
+        place = find_place()
+        assert place is not None  # there is a process group
+        from lightning_fabric.plugins.environments import TorchElasticEnvironment
+        from lightning_fabric.strategies import DDPStrategy
+
+        class ByItself(DDPStrategy):
+            """All that DDP's strategy knows of ranks, for a module whose ranks talk without a wrapper."""
+
+            def __init__(self, **arguments: Any):
+                super().__init__(**arguments)
+                self._backward_sync_control = None
+
+            def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
+                return module
+
+        environment = TorchElasticEnvironment()
+        strategy = (
+            ByItself(cluster_environment=environment)
+            if self.fsdp
+            else DDPStrategy(
+                cluster_environment=environment,
+                gradient_as_bucket_view=True,
+                # Statistics over all ranks are equal on all; others differ, and then rank 0's count.
+                broadcast_buffers=not self.sync_batchnorm,
+            )
+        )
+        fabric = Fabric(
+            devices=place.local_ranks,
+            num_nodes=place.ranks // place.local_ranks,
+            strategy=strategy,
+            **arguments,
+        )
+        fabric.launch()
+        return fabric
+
+    def prepare(self, method: nn.Module) -> None:
+        """Before an optimiser is made: equal weights on all ranks, statistics over all, weights split over them."""
+        if ranks() == 1:
+            return
+        if self.sync_batchnorm:
+            synchronise_batchnorm(method, self.device)
+        own = [name for name, tensor in _tensors(method) if getattr(tensor, "sharded", False)]
+        method._ddp_params_and_buffers_to_ignore = own  # type: ignore[assignment]
+        if not self.fsdp:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self._whole = copy.deepcopy(method) if rank() == 0 else None
+        for name, tensor in _tensors(method):
+            if name not in own:
+                dist.broadcast(tensor.data, src=0)
+        mesh = init_device_mesh(self.device, (ranks(),))
+        ignored = {parameter for name, parameter in method.named_parameters() if name in own}
+        for block in _blocks(method.get_submodule("encoder")):
+            fully_shard(block, mesh=mesh, ignored_params=ignored)
+        # The rest as one: methods call parts of the encoder and the decoder, and only their own forward is sure to run.
+        fully_shard(method, mesh=mesh, ignored_params=ignored)
+
+    def whole(self, method: nn.Module) -> nn.Module:
+        """The method with all of its weights, for rank 0 to save; every rank must call it."""
+        if not self.fsdp:
+            return method
+        state = {key: _full(value) for key, value in method.state_dict().items()}
+        if self._whole is None:
+            return method
+        self._whole.load_state_dict(state)
+        return self._whole
+
+    def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimiser's state with whole tensors, for rank 0 to save; every rank must call it."""
+        state = optimiser.state_dict()
+        if self.fsdp:
+            state["state"] = {
+                index: {key: _full(value) for key, value in own.items()}
+                for index, own in state["state"].items()
+            }
+        return state
+
+    def own_state(self, saved: dict[str, Any], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimiser's whole state, as saved, with this rank's part of every tensor."""
+        if not self.fsdp:
+            return saved
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        state = {}
+        for index, own in saved["state"].items():
+            parameter = parameters[index]
+            state[index] = {
+                key: distribute_tensor(value, parameter.device_mesh, parameter.placements)
+                if isinstance(value, Tensor)
+                and isinstance(parameter, DTensor)
+                and value.shape == parameter.shape
+                else value
+                for key, value in own.items()
+            }
+        return {**saved, "state": state}
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _blocks(encoder: nn.Module) -> Iterator[nn.Module]:
+    """The parts of its sequences that are worth gathering one at a time."""
+    for child in encoder.children():
+        if isinstance(child, (nn.Sequential, nn.ModuleList)):
+            for block in child:
+                if sum(parameter.numel() for parameter in block.parameters()) >= 10_000:
+                    yield block
+
+
+def _full(value: Any) -> Any:
+    return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
