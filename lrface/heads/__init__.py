@@ -12,6 +12,9 @@
     curricularface   hard negatives count more as training goes on                Huang et al., CVPR 2020
     discface         arcface with the discrepancy term                            Kim et al., ACCV 2020
 
+    partial          any of these with a softmax over cosines (``of``), on a sample of the classes and split over the
+                     ranks of a run                                               An et al., CVPR 2022
+
 All but sphereface2 take ``label_smoothing``; all but softmax take ``discrepancy``, the weight of DiscFace's term.
 """
 
@@ -21,10 +24,11 @@ from lrface.errors import UsageError
 from lrface.heads.adaptive import AdaFace, CurricularFace, MagFace
 from lrface.heads.base import Head, HeadLoss
 from lrface.heads.margin import ArcFace, CombinedMargin, CosFace, DiscFace, MarginHead, Softmax
+from lrface.heads.partial import PartialHead
 from lrface.heads.sphere import SphereFace, SphereFace2, SphereFaceR
 from lrface.registry import Registry
 
-__all__ = ["HEADS", "Head", "HeadLoss", "MarginHead", "build_head", "build_margin"]
+__all__ = ["HEADS", "Head", "HeadLoss", "MarginHead", "PartialHead", "build_head", "build_margin"]
 
 HEADS: Registry[Head] = Registry("head")
 HEADS.register("cosface", CosFace)
@@ -38,14 +42,20 @@ HEADS.register("adaface", AdaFace)
 HEADS.register("magface", MagFace)
 HEADS.register("curricularface", CurricularFace)
 HEADS.register("discface", DiscFace)
+HEADS.register("partial", PartialHead)
 
 
 def build_head(name: str, embedding_size: int, identities: int, **arguments: Any) -> Head:
-    """The head ``name`` (see above) for ``identities`` classes.
+    """The head ``name`` (see above) for ``identities`` classes; partial takes the arguments of the head ``of`` too.
 
     Raises:
         UsageError: unknown name or arguments.
     """
+    if name == "partial":
+        of = arguments.pop("of", "cosface")
+        known = ("sample_share",)
+        own = {key: arguments.pop(key) for key in known if key in arguments}
+        arguments = {**own, "inner": build_margin(of, embedding_size, **arguments)}
     return HEADS.build(name, embedding_size=embedding_size, identities=identities, **arguments)
 
 
