@@ -242,7 +242,7 @@ def _train(
     try:
         run = run_recipe(recipe, show_progress=show_progress, say=lambda message: say(f"    {message}"))
     except Interrupted as stopped:
-        say(f"    stopped after step {stopped.step}, saved {stopped.checkpoint}")
+        say(f"    {stopped}")
         raise KeyboardInterrupt from stopped
     except UsageError as error:
         raise UsageError(f"{error}. (In the demo: give another --out, or delete {out}.)") from error

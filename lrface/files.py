@@ -19,6 +19,10 @@ def explain(error: OSError, path: Path) -> LrfaceError:
             f"cannot write {path}: the disk is full. Nothing finished before is lost; free space and run the same "
             "command again"
         )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return LrfaceError(
+            f"cannot write {path}: {error.strerror}. Make its folder writable or choose another place"
+        )
     return LrfaceError(f"cannot write {path}: {error.strerror or error}")
 
 

@@ -1,6 +1,7 @@
 """From a source of faces to training batches: order, decoding, batches of uint8 tensors."""
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -125,6 +126,16 @@ def _same(batch: Any) -> Any:
     return batch
 
 
+def _outlive_signals(_worker: int) -> None:
+    """Let a scheduler's signal to the whole job, or Ctrl-C, reach the main process only: it saves, then ends this one.
+
+    Five minutes after it a worker ends all the same, in case nobody else ends it.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name) and hasattr(signal, "alarm"):
+            signal.signal(getattr(signal, name), lambda *_: signal.alarm(300))
+
+
 class _ForWorkers(Dataset[Any]):
     """Hands an error written for users over as a value: raised in a worker, it would arrive inside a traceback."""
 
@@ -153,7 +164,7 @@ def batches(
     pin_memory: bool = False,
     sampling: Sampling | None = None,
     part: tuple[int, int] = (0, 1),
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Training batches of steps ``first`` to ``last`` (excluded), each a dict of
 
     image: uint8 [n, 3, size, size], RGB; label: int64 [n]; seed: int, of this step's augmentation.
@@ -192,6 +203,7 @@ def batches(
             prefetch_factor=4,
             # Without one of its own the loader draws from the global generator, and dropout after a resume differs.
             generator=torch.Generator().manual_seed(seed),
+            worker_init_fn=_outlive_signals,
         )
     for step, batch in enumerate(stream, start=first):
         if isinstance(batch, LrfaceError):

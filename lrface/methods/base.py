@@ -29,10 +29,15 @@ class Method(nn.Module):
     Attributes:
         encoder: what is exported and evaluated.
         needs: batch keys it reads; the trainer checks them once at the start.
+        accumulable: whether the gradient of a batch is the mean of those of its equal parts, so that a trainer may
+            take them one after the other. False where a loss compares the images of a batch with each other; then
+            ``not_accumulable_because`` says so to the user.
     """
 
     encoder: nn.Module
     needs: tuple[str, ...] = ("image", "label", "seed")
+    accumulable: bool = True
+    not_accumulable_because: str = "its loss compares the images of a batch with each other"
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Augmentation on the device, outside of autograd; returns the batch."""

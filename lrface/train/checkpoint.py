@@ -6,15 +6,17 @@ the random generators need to go on (``training.pt``, read with ``weights_only=T
 renamed into place when it is complete, so that whatever can be seen can be resumed.
 """
 
+import dataclasses
 import hashlib
 import io
 import pickle
+import random
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -60,11 +62,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_model(path: str | Path, encoder: nn.Module, card: dict[str, Any]) -> Path:
+def save_model(
+    path: str | Path, encoder: nn.Module, card: dict[str, Any], state: dict[str, Tensor] | None = None
+) -> Path:
     """Write NAME.safetensors and NAME.json.
 
     Args:
         path: a file ending in .safetensors, or a directory (then model.safetensors in it).
+        state: tensors to write instead of the encoder's own: its averaged weights.
 
     Returns:
         The path of the weights.
@@ -74,7 +79,7 @@ def save_model(path: str | Path, encoder: nn.Module, card: dict[str, Any]) -> Pa
         path = path / MODEL
     with atomic_file(path) as aside:
         # By Python from memory, here and below: the library's own writer hides that a disk is full.
-        aside.write_bytes(save(_contiguous(encoder.state_dict())))
+        aside.write_bytes(save(_contiguous(encoder.state_dict() if state is None else state)))
     write_json(path.with_suffix(".json"), {**card, "weights_sha256": _sha256(path)})
     return path
 
@@ -211,6 +216,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn
     return encoder.to(device).eval(), card
 
 
+def _checkpoint_of(stage: Path, card: dict[str, Any]) -> Path | None:
+    """The checkpoint whose weights the card describes (the last, or one chosen in validation), else the newest."""
+    for path in reversed(checkpoints(stage)):
+        kept = read_json(path / "model.json", "the card of the checkpoint").get("weights_sha256")
+        if kept == card.get("weights_sha256"):
+            return path
+    return latest_checkpoint(stage)
+
+
 def load_decoder(weights: Path, card: dict[str, Any], encoder: FaceBackbone) -> nn.Module:
     """The decoder that a finished run of `lrface train` learned beside its encoder, in eval mode.
 
@@ -229,7 +243,7 @@ def load_decoder(weights: Path, card: dict[str, Any], encoder: FaceBackbone) -> 
     recipe = card.get("recipe")
     named = dict(recipe.get("decoder") or {}) if isinstance(recipe, dict) else {}
     stages = sorted((weights.parent / "stages").glob("*-*"), key=_stage_number)
-    newest = latest_checkpoint(stages[-1]) if stages else None
+    newest = _checkpoint_of(stages[-1], card) if stages else None
     if "name" not in named or newest is None:
         missing = f"no checkpoints in {weights.parent / 'stages'}" if named else "no recipe on its card"
         raise LrfaceError(f"{weights} has no decoder ({missing}); {needed}")
@@ -252,27 +266,50 @@ def load_decoder(weights: Path, card: dict[str, Any], encoder: FaceBackbone) -> 
     return decoder.eval()
 
 
-@dataclass
+@dataclasses.dataclass
 class TrainingState:
-    """What a run needs to go on exactly: steps done, optimiser, random generators, the method's own state."""
+    """What a run needs to go on exactly, beside the weights of model.safetensors and parts.safetensors.
+
+    step: steps done, which is also the place in the schedule and in the order of the data.
+    random: see :func:`random_state`.
+    extra: the method's own state.
+    scaler: the scale of float16 gradients.
+    weights: the method's tensors, where the two files hold averaged ones.
+    """
 
     step: int
     optimiser: dict[str, Any]
-    random: dict[str, Tensor]
+    random: dict[str, Any]
     extra: dict[str, Any]
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: dict[str, Tensor] | None = None
 
 
-def random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def random_state() -> dict[str, Any]:
+    """Every random generator a method may draw from: PyTorch's on CPU and GPU, Python's and NumPy's global ones."""
+    version, words, gauss = random.getstate()
+    kind, key, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "cpu": torch.get_rng_state(),
+        "python": (version, torch.tensor(words), gauss),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(key).astype(np.int64)), *rest),
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def restore_random_state(state: dict[str, Tensor]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the generators that ``state`` knows; a checkpoint of lrface 0.1 knows PyTorch's only."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    if "python" in state:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+    if "numpy" in state:
+        kind, key, *rest = state["numpy"]
+        np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))
 
 
 def save_checkpoint(
@@ -282,24 +319,36 @@ def save_checkpoint(
     state: TrainingState,
     keep_last: int,
     kept: Collection[int] = (),
+    keep_every: int | None = None,
+    averaged: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write ``folder/step-XXXXXXXX`` and then delete all but the newest ``keep_last`` checkpoints and those of
     the steps ``kept``.
+
+    Args:
+        keep_every: checkpoints of steps that are a multiple of it stay for ever, too.
+        averaged: tensors of the method to write as its weights; its own then go into the training state.
 
     Raises:
         LrfaceError: the disk is full or cannot be written; older checkpoints are kept.
     """
     path = folder / f"step-{state.step:08d}"
     encoder = method.get_submodule("encoder")
+    own = tensors(method)
+    if averaged is not None:
+        state.weights = own
+        own = averaged
+    parts = {key: value for key, value in own.items() if not key.startswith("encoder.")}
+    weights = {key.removeprefix("encoder."): own[key] for key in own if key not in parts}
     with atomic_directory(path) as aside:
-        save_model(aside, encoder, {**card, "step": state.step})
-        parts = {key: value for key, value in tensors(method).items() if not key.startswith("encoder.")}
+        save_model(aside, encoder, {**card, "step": state.step}, weights)
         (aside / PARTS).write_bytes(save(_contiguous(parts)))
         training = io.BytesIO()
         torch.save(vars(state), training)
         (aside / TRAINING).write_bytes(training.getbuffer())
     for old in checkpoints(folder)[:-keep_last]:
-        if int(old.name.removeprefix("step-")) not in kept:
+        step = int(old.name.removeprefix("step-"))
+        if step not in kept and (keep_every is None or step % keep_every):
             remove_directory(old)
     return path
 
@@ -312,10 +361,13 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed runs left of checkpoints half written or half deleted."""
-    for pattern in (".step-*.tmp", ".step-*.deleted"):
+    """Delete what killed runs left of files and checkpoints half written or half deleted."""
+    for pattern in (".*.tmp", ".step-*.deleted"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -200,6 +200,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, reference):
     assert "the loss became nan at step 7 of stage 'toy' (learning rate 0.1)" in message
     assert f"the last good checkpoint is {folder / 'step-00000006'}" in message
     assert "optimiser.learning_rate" in message and "--accept-changes" in message
+    assert f"--replay {folder / 'failed' / 'step-00000007.pt'}" in message
     parts = load_parts(folder / "step-00000006")
     assert all(bool(torch.isfinite(value).all()) for value in parts.values())
     assert load_training_state(folder / "step-00000006").step == 6
@@ -211,7 +212,7 @@ def test_nan_loss_before_the_first_checkpoint(tmp_path):
     method = Toy()
     with pytest.raises(LrfaceError, match="nan at step 1 .*there was no checkpoint yet"):
         trainer().fit(stage(tmp_path, method, batches=failing(1, poisoned)))
-    assert names(tmp_path) == ["metrics.csv"]
+    assert names(tmp_path) == ["failed", "metrics.csv"]
     assert all(bool(torch.isfinite(value).all()) for value in method.parameters())
 
 
@@ -415,7 +416,7 @@ def test_adamw_is_torchs_and_resumes_exactly(tmp_path):
     settings = {"optimiser": Optimiser("adamw", learning_rate=0.01, weight_decay=0.1)}
     method, bare = Toy(dropout=0.0), Toy(dropout=0.0)
     trainer().fit(stage(tmp_path / "whole", method, **settings))
-    theirs = torch.optim.AdamW(bare.param_groups(), lr=0.01, weight_decay=0.1)
+    theirs = torch.optim.AdamW(bare.param_groups(), lr=0.01, weight_decay=0.1, fused=True)
     for step in range(10):
         theirs.zero_grad()
         bare(batch(step)).loss.backward()
@@ -456,7 +457,12 @@ def test_devices(monkeypatch):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"precision": "float16"}, "trainer.precision must be one of bfloat16, float32; found 'float16'"),
+        ({"precision": "half"}, "trainer.precision must be one of bfloat16, float16, float32; found 'half'"),
+        (
+            {"precision": "float16"},
+            "float16 needs a GPU and this run is on cpu; set trainer.precision=bfloat16",
+        ),
+        ({"keep_every": 0}, "trainer.keep_every must be at least 1; found 0"),
         ({"checkpoint_every": 0}, "trainer.checkpoint_every must be at least 1; found 0"),
         ({"keep_last": 0}, "trainer.keep_last must be at least 1"),
         ({"log_every": 0}, "trainer.log_every must be at least 1"),
