@@ -147,11 +147,10 @@ def train(
     """Train a recipe, from where the same command stopped last time.
 
     The run goes to the recipe's `out` (runs/NAME): model.safetensors and model.json at the end, checkpoints,
-    metrics.csv and TensorBoard events for each stage in stages/. Ctrl-C and SIGTERM write a checkpoint first;
+    metrics.csv and TensorBoard events for each stage in stages/. Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint first;
     after a kill the run goes on from its newest checkpoint.
     """
     with errors_for_users():
-        import signal
         from dataclasses import asdict
 
         from lrface import config, recipes
@@ -168,11 +167,8 @@ def train(
                 loaded, data=data, restart=restart, accept_changes=accept_changes, say=say
             )
         except Interrupted as stopped:
-            say(
-                f"stopped after step {stopped.step}, saved {stopped.checkpoint}; the same command goes on from there"
-            )
-            # A scheduler that pre-empts a run is no failure; Ctrl-C is the user giving up on it for now.
-            raise typer.Exit(0 if stopped.signal == signal.SIGTERM else 130) from stopped
+            say(str(stopped))
+            raise typer.Exit(stopped.exit_code) from stopped
         for entry in summary.stages:
             if "seconds" in entry:
                 say(
@@ -238,6 +234,14 @@ def parse_sizes(text: str) -> list[int]:
     except ValueError as error:
         raise UsageError(f"--resolutions takes whole numbers such as 112,56,28,14; found {text!r}") from error
     return sizes
+
+
+def parse_test_sizes(text: str) -> tuple[list[int], bool]:
+    """ "native,56,28" -> ([56, 28], True): sizes, and whether images are also taken as they are."""
+    parts = [part.strip() for part in text.split(",")]
+    named = [part for part in parts if part != "native"]
+    native = len(named) < len(parts)
+    return ([] if native and not named else parse_sizes(",".join(named))), native
 
 
 @app.command()
@@ -388,7 +392,14 @@ def verify(
             "pairs.txt; may repeat. ijbb or ijbc, by itself: TAR at FAR of templates.",
         ),
     ],
-    resolutions: Resolutions = "112,56,28,14",
+    resolutions: Annotated[
+        str,
+        typer.Option(
+            "--resolutions",
+            help="Test sizes in pixels. native (alone or among them): images as they are, with figures by how many "
+            "pixels of the original span a face; small images in a folder of pairs are then faces, enlarged whole.",
+        ),
+    ] = "112,56,28,14",
     data: DataRoot = None,
     pairs: Pairs = None,
     flip: Annotated[
@@ -452,10 +463,12 @@ def verify(
                 json_output,
             )
             return
+        sizes, native = parse_test_sizes(resolutions)
         run = verify_models(
             model,
             benchmark,
-            parse_sizes(resolutions),
+            sizes,
+            native=native,
             data=data,
             pairs=pairs,
             keep_features=keep_features,

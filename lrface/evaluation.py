@@ -106,6 +106,7 @@ def verify_models(
     cross: bool = False,
     matrix: bool = False,
     degrade: Sequence[Condition] = (),
+    native: bool = False,
     show_progress: bool = True,
     say: Callable[[str], None] = lambda message: None,
     assume: bool = True,
@@ -127,9 +128,20 @@ def verify_models(
         run.models.append(ReportModel(path, embedder.model_sha256, embedder.card, preparation))
     for name in benchmarks:
         pairs_set = load_benchmark(
-            name, data=data, pairs=pairs, cache=cache, workers=workers, show_progress=show_progress
+            name,
+            data=data,
+            pairs=pairs,
+            cache=cache,
+            workers=workers,
+            show_progress=show_progress,
+            native=native,
         )
         for path, embedder in embedders.items():
+            if embedder.input_size != pairs_set.size:
+                raise UsageError(
+                    f"{path} takes images of {embedder.input_size}x{embedder.input_size} pixels, the faces of "
+                    f"{pairs_set.name} are {pairs_set.size}x{pairs_set.size}; this model cannot be judged on it"
+                )
             found = evaluate_verification(
                 embedder.embed_tensor,
                 pairs_set,
@@ -142,6 +154,7 @@ def verify_models(
                 cross=cross,
                 matrix=matrix,
                 degrade=degrade,
+                native=native,
                 store=feature_stores(embedder, cache, flip=flip, down=down, up=up) if keep_features else None,
             )
             run.evaluations[path, pairs_set.name] = found

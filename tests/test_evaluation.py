@@ -1,6 +1,7 @@
 """verify_models and calibrate on a small benchmark of drawn faces with a network whose weights the test makes."""
 
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -118,6 +119,87 @@ def test_verify_prints_matrix_and_conditions(place, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, [*arguments, "--json", "--resolutions", "112"])
     found = json.loads(done.stdout)
     assert set(found) == {"results", "resolution_areas", "comparisons"} and len(found["results"]) == 1
+
+
+def test_native_sizes_are_told_plotted_and_on_the_page(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("LRFACE_CACHE", str(tmp_path / "cache"))
+    faces = SyntheticFaces(6, 2)
+    lines = []
+    for identity in range(6):
+        for number in (1, 2):
+            side = (14, 20, 40)[(identity + number) % 3]
+            image = cv2.resize(
+                faces.image(2 * identity + number - 1), (side, side), interpolation=cv2.INTER_AREA
+            )
+            (tmp_path / f"crops/p{identity}").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / f"crops/p{identity}/p{identity}_{number:04d}.png"), image[..., ::-1])
+        lines += [f"p{identity}\t1\t2", f"p{identity}\t1\tp{(identity + 1) % 6}\t2"]
+    (tmp_path / "crops/pairs.txt").write_text("\n".join(lines) + "\n")
+    command = ["verify", "--model", str(place / "first"), "--benchmark", str(tmp_path / "crops")]
+    command += ["--resolutions", "native"]
+    done = CliRunner().invoke(
+        app, [*command, "--report", str(tmp_path / "page.html"), "--plot", str(tmp_path / "plot.png")]
+    )
+    assert done.exit_code == 0, done.output
+    assert (
+        "native x native" in done.stdout
+        and "12 to 15 px" in done.stdout
+        and "crops by native size" in done.stdout
+    )
+    page = (tmp_path / "page.html").read_text()
+    assert "accuracy by native size" in page and "native size" in page
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert [part["smallest"] for part in found["results"][0]["by_native_size"]] == [12, 16]
+    assert found["resolution_areas"] == {str(place / "first"): {}}
+    refused = CliRunner().invoke(app, [*command[:3], "--benchmark", str(place / "drawn.bin"), *command[5:]])
+    assert refused.exit_code == 2 and "--resolutions native" in refused.output and refused.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        ("missing image", "p1 2"),
+        ("half a pair", "line 3"),
+        ("one image too few in a pack", "images"),
+        ("not a number", "not finite"),
+        ("another input size", "takes images of 96x96 pixels, the faces of crops are 112x112"),
+    ],
+)
+def test_what_is_wrong_gets_a_name_and_no_table(place, tmp_path, monkeypatch, spoil, message):
+    monkeypatch.setenv("LRFACE_CACHE", str(tmp_path / "cache"))
+    model, benchmark = str(place / "first"), tmp_path / "crops"
+    faces = SyntheticFaces(2, 2)
+    for index in range(4):
+        path = benchmark / f"p{index // 2}/p{index // 2}_{index % 2 + 1:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), faces.image(index)[..., ::-1])
+    text = "p0\t1\t2\np1\t1\t2\np0\t1\tp1\t1\np0\t2\tp1\t2\n"
+    if spoil == "missing image":
+        (benchmark / "p1/p1_0002.png").unlink()
+    if spoil == "half a pair":
+        text = text.replace("p0\t1\tp1\t1\n", "p0\t1\n")
+    (benchmark / "pairs.txt").write_text(text)
+    if spoil == "one image too few in a pack":
+        images = [cv2.imencode(".png", faces.image(index))[1].tobytes() for index in range(4)]
+        benchmark = tmp_path / "odd.bin"
+        benchmark.write_bytes(pickle.dumps((images[:3], [True, False])))
+    if spoil in ("not a number", "another input size"):
+        size = 96 if spoil == "another input size" else 112
+        nodes = [
+            helper.make_node("Flatten", ["image"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "w"], ["scaled"]),
+            helper.make_node("Log" if spoil == "not a number" else "Identity", ["scaled"], ["embedding"]),
+        ]
+        weight = numpy_helper.from_array(np.full((3 * size * size, 4), -1, np.float32), "w")
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, size, size])
+        out = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 4])
+        graph = helper.make_graph(nodes, "tiny", [image], [out], [weight])
+        model = str(tmp_path / "tiny.onnx")
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+    done = CliRunner().invoke(app, ["verify", "--model", model, "--benchmark", str(benchmark), "--json"])
+    assert done.exit_code == (2 if spoil == "another input size" else 1), done.output
+    assert message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
 
 
 def write_onnx(path, seed):

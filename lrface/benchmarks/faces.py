@@ -20,6 +20,7 @@ from lrface.benchmarks.verification import Embed, image_features
 from lrface.data.packed import PackedSource
 from lrface.data.source import FaceSource
 from lrface.errors import LrfaceError, UsageError
+from lrface.progress import progress
 
 CHUNK = 1024
 """Images decoded at once: 38 MB of crops."""
@@ -154,6 +155,17 @@ def enlarged(index: int, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def enlarged_faces(root: Path, paths: Sequence[str]) -> FileFaces:
     """Image files enlarged whole (:func:`enlarged`); none counts as aligned."""
     return FileFaces(root, paths, enlarged, np.zeros(len(paths), dtype=bool))
+
+
+def read_faces(faces: Faces, name: str, show_progress: bool = True) -> NDArray[np.uint8]:
+    """All faces at once, uint8 [n, size, size, 3], under a progress bar."""
+    images = np.empty((len(faces), faces.size, faces.size, 3), dtype=np.uint8)
+    with progress(len(faces), f"read {name}", enabled=show_progress) as bar:
+        for start in range(0, len(faces), 512):
+            part = faces.read(start, min(start + 512, len(faces)))
+            images[start : start + len(part)] = part
+            bar.advance(len(part))
+    return images
 
 
 class FacesPart:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,10 @@ from lrface.benchmarks.protocols import (
 from lrface.benchmarks.verification import VerificationSet
 from lrface.data.packed import PackedSource
 from lrface.errors import LrfaceError, UsageError
-from lrface.progress import progress
 
 CROP_SIZE = 112
 MAXIMUM_UNALIGNED = 0.05
 """Where more photographs than this share lack a face, the data is wrong and no figure is given."""
-
-CACHE_VERSION = 1
-"""Raised when alignment changes, so that photographs aligned before are not taken for new ones."""
 
 GREY_CROP = np.full((CROP_SIZE, CROP_SIZE, 3), 128, dtype=np.uint8)
 
@@ -114,11 +111,13 @@ def load_pairs_folder(
     cache: str | Path | None = None,
     workers: int | None = None,
     show_progress: bool = True,
+    native: bool = False,
 ) -> VerificationSet:
     """The pairs of a folder or a packed directory as a :class:`VerificationSet` of 112x112 crops.
 
     Only photographs that a pair names are used. Where all of them are 112x112 pixels they are taken as
-    aligned crops; otherwise they are aligned, once: the packed result is kept in ``CACHE/aligned/NAME-HASH``,
+    aligned crops; with ``native``, images that are all at most that large are faces, enlarged whole; otherwise they
+    are aligned, once: the packed result is kept in ``CACHE/aligned/NAME-HASH``,
     and the hash covers the photographs' names and sizes and the settings. (To align all of a set, use
     ``lrface align``, put ``pairs.txt`` beside the result, and name that folder.)
 
@@ -129,17 +128,25 @@ def load_pairs_folder(
     Raises:
         LrfaceError: broken pairs, photographs that are missing, more than 5 % of photographs without a face.
     """
+    from lrface.benchmarks.faces import FileFaces, as_crop, enlarged_faces, read_faces
+
     if found.pairs is None:
         raise UsageError(f"benchmark {found.name}: {found.path} needs a pairs file")
     pairs = read_protocol(found.pairs)
+    sizes: NDArray[np.float32] | None = None
     if found.kind == "packed":
-        images, indices, unaligned = _from_packed(found, pairs)
+        images, indices, unaligned, sizes = _from_packed(found, pairs)
     else:
         paths, indices = _resolve(pairs, _Resolver(_files_in(found.path)), found.pairs, found.path)
-        if _are_crops(found.path, paths):
-            images, unaligned = _read_crops(found, paths, show_progress), 0
+        if _all_sizes(found.path, paths, lambda size: size == (CROP_SIZE, CROP_SIZE)):
+            images = read_faces(FileFaces(found.path, paths, as_crop), found.name, show_progress)
+            unaligned = 0
+        elif native and _all_sizes(found.path, paths, lambda size: max(size) <= CROP_SIZE):
+            sizes = native_sides(found.path, paths)
+            faces = enlarged_faces(found.path, paths)
+            images, unaligned = read_faces(faces, found.name, show_progress), len(paths)
         else:
-            images, unaligned = _align(found, paths, cache, workers, show_progress)
+            images, unaligned, sizes = _align(found, paths, cache, workers, show_progress)
     count = len(pairs.same)
     return VerificationSet(
         name=found.name,
@@ -150,6 +157,7 @@ def load_pairs_folder(
         folds=pairs.folds,
         unaligned=unaligned,
         origin=str(found.path),
+        native=sizes,
     )
 
 
@@ -162,7 +170,20 @@ def _check_share(found: FoundBenchmark, without: Sequence[str], total: int) -> N
         )
 
 
-def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8], list[int], int]:
+def _native_sizes(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Effective resolution of faces by landmarks [n, 5, 2]; not a number where these are unknown or coincide."""
+    from lrface.align.warp import effective_resolution
+
+    sizes = np.full(len(landmarks), np.nan, dtype=np.float32)
+    for index, points in enumerate(landmarks):
+        with suppress(ValueError):
+            sizes[index] = effective_resolution(points, CROP_SIZE)
+    return sizes
+
+
+def _from_packed(
+    found: FoundBenchmark, pairs: Pairs
+) -> tuple[NDArray[np.uint8], list[int], int, NDArray[np.float32] | None]:
     source = PackedSource(found.path)
     if len(source) == 0:
         raise LrfaceError(f"{found.path}: the packed data has no images")
@@ -184,6 +205,9 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
     resolver = _Resolver(lambda name: by_folder.get(name, ()))
 
     images: list[NDArray[np.uint8]] = []
+    landmarks = source.column("landmarks")
+    unknown = np.full((5, 2), np.nan, dtype=np.float32)
+    places: list[NDArray[np.float32]] = []
     positions: dict[str, int] = {}
     indices: list[int] = []
     without: list[str] = []
@@ -195,6 +219,7 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
             if path is None:
                 without.append(key)
                 images.append(GREY_CROP)
+                places.append(unknown)
             else:
                 image = source.image(row_of[path])
                 if image.shape != (CROP_SIZE, CROP_SIZE, 3):
@@ -203,38 +228,44 @@ def _from_packed(found: FoundBenchmark, pairs: Pairs) -> tuple[NDArray[np.uint8]
                         "needed; align again with that size"
                     )
                 images.append(image)
+                places.append(landmarks[row_of[path]])
         indices.append(positions[key])
     _check_share(found, without, len(images))
-    return np.stack(images), indices, len(without)
+    sizes = _native_sizes(np.stack(places))
+    return np.stack(images), indices, len(without), None if np.isnan(sizes).all() else sizes
 
 
-def _are_crops(root: Path, paths: Sequence[str]) -> bool:
-    """Whether all images are 112x112 pixels; reads headers, up to the first that says otherwise."""
+def native_sides(root: Path, paths: Sequence[str]) -> NDArray[np.float32]:
+    """Shorter sides of image files in pixels, float32 [n]; reads headers. Raises LrfaceError naming a broken file."""
+    sides = np.empty(len(paths), dtype=np.float32)
+    for index, path in enumerate(paths):
+        try:
+            with Image.open(root / path) as header:
+                sides[index] = min(header.size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise LrfaceError(f"{root / path}: not an image that can be read ({error})") from error
+    return sides
+
+
+def _all_sizes(root: Path, paths: Sequence[str], fits: Callable[[tuple[int, int]], bool]) -> bool:
+    """Whether the (width, height) of all images that can be read ``fits``; reads headers, up to the first that does
+    not."""
     for path in paths:
         try:
             with Image.open(root / path) as header:
-                if header.size != (CROP_SIZE, CROP_SIZE):
+                if not fits(header.size):
                     return False
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return False  # the aligner lists what it cannot read, with the reason
+            continue  # whoever reads the pixels names it
     return True
 
 
-def _read_crops(found: FoundBenchmark, paths: Sequence[str], show_progress: bool) -> NDArray[np.uint8]:
-    from lrface.align.pipeline import read_photo
-
-    images = np.empty((len(paths), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
-    with progress(len(paths), f"read {found.name}", enabled=show_progress) as bar:
-        for index, path in enumerate(paths):
-            images[index] = read_photo(found.path / path)
-            bar.advance()
-    return images
-
-
 def cache_name(name: str, root: Path, paths: Sequence[str], how: str = "") -> str:
-    """A name for aligned photographs that changes with them: their folder, names, sizes, the crop, and ``how`` they
-    were aligned where that is not the usual way."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {CROP_SIZE} {how}{root.resolve()}\n".encode())
+    """A name for aligned photographs that changes with them: their folder, names, sizes, the crop, the detector's
+    version, and ``how`` they were aligned where that is not the usual way."""
+    from lrface.align.mtcnn import CASCADE_VERSION
+
+    digest = hashlib.sha256(f"{CASCADE_VERSION} {CROP_SIZE} {how}{root.resolve()}\n".encode())
     for path in paths:
         digest.update(f"{path}\t{(root / path).stat().st_size}\n".encode())
     return f"{name}-{digest.hexdigest()[:16]}"
@@ -269,8 +300,9 @@ def _align(
     cache: str | Path | None,
     workers: int | None,
     show_progress: bool,
-) -> tuple[NDArray[np.uint8], int]:
-    """The aligned photographs, uint8 [n, 112, 112, 3] in the order of ``paths``; how many have no face."""
+) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
+    """The aligned photographs, uint8 [n, 112, 112, 3] in the order of ``paths``; how many have no face; the native
+    sizes of the faces, not a number where none was found."""
     from lrface.align.pipeline import align_folder
 
     folder = cache_root(cache) / "aligned"
@@ -290,13 +322,16 @@ def _align(
     _check_share(found, without, len(paths))
     places = _usual_landmarks(found.path, source, row_of) if without else None
     images = np.empty((len(paths), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
+    landmarks = np.full((len(paths), 5, 2), np.nan, dtype=np.float32)
+    found_at = source.column("landmarks")
     for index, path in enumerate(paths):
         if path in row_of:
             images[index] = source.image(row_of[path])
+            landmarks[index] = found_at[row_of[path]]
         else:
             assert places is not None
             images[index] = _cut_at(found.path / path, places)
-    return images, len(without)
+    return images, len(without), _native_sizes(landmarks)
 
 
 def _usual_landmarks(root: Path, source: PackedSource, row_of: dict[str, int]) -> NDArray[np.float64]:

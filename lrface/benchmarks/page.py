@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import lrface
 from lrface.benchmarks.conditions import Condition
 from lrface.benchmarks.metrics import roc_curve
+from lrface.benchmarks.report import native_range, size_name
 from lrface.benchmarks.verification import Evaluation
 from lrface.errors import LrfaceError
 
@@ -148,6 +149,46 @@ def _same_size(evaluation: Evaluation) -> list[int]:
     return sorted(chosen, key=lambda number: -evaluation.rows[number]["probe_size"])
 
 
+def _label(row: Mapping[str, Any]) -> str:
+    """The size of a row for people: "14 px" or "native size"."""
+    return "native size" if size_name(row) == "native" else f"{row['probe_size']} px"
+
+
+def _native(name: str, evaluations: Mapping[str, Evaluation]) -> str:
+    """Accuracy by native size, for benchmarks whose images are small by themselves."""
+    figure, axes = new_axes(
+        "pixels of the original across the smaller face", "accuracy (%)", f"{name}: accuracy by native size"
+    )
+    names: list[str] = []
+    for number, (model, evaluation) in enumerate(evaluations.items()):
+        for row in evaluation.rows:
+            parts = row["by_native_size"] or []
+            if not parts:
+                continue
+            names = names or [f"{native_range(part)}\n{part['pairs']:,} pairs" for part in parts]
+            low = [part["accuracy"] - part["accuracy_interval"][0] for part in parts]
+            high = [part["accuracy_interval"][1] - part["accuracy"] for part in parts]
+            axes.errorbar(
+                np.arange(len(parts)) + 0.06 * number,
+                [part["accuracy"] for part in parts],
+                yerr=[np.maximum(low, 0), np.maximum(high, 0)],
+                fmt="o-",
+                capsize=3,
+                markersize=4,
+                color=COLOURS[number % len(COLOURS)],
+                label=model,
+            )
+    if not names:
+        return ""
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.legend(frameon=False, fontsize=9)
+    return figure_html(
+        figure,
+        "Pairs as they are, by the native size of the smaller face, under the thresholds that all pairs gave; bars are "
+        "95 % bootstrap intervals.",
+    )
+
+
 def _size_ticks(axes: Any, sizes: Sequence[int]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -164,6 +205,7 @@ def _curves(name: str, evaluations: Mapping[str, Evaluation]) -> str:
     sizes: set[int] = set()
     for number, (model, evaluation) in enumerate(evaluations.items()):
         rows = [evaluation.rows[index] for index in reversed(_same_size(evaluation))]
+        rows = [row for row in rows if size_name(row) != "native"]
         if not rows:
             continue
         places = [row["probe_size"] for row in rows]
@@ -199,7 +241,7 @@ def _roc(name: str, evaluation: Evaluation) -> str:
         # Of points with one rate the last is reached; the steps between hold no more information.
         keep = np.append(np.diff(false_accepts) > 0, True)
         shown = np.maximum(false_accepts[keep], smallest)
-        label = f"{evaluation.rows[index]['probe_size']} px"
+        label = _label(evaluation.rows[index])
         colour = COLOURS[number % len(COLOURS)]
         axes.step(shown, accepts[keep], where="post", color=colour, label=label, linewidth=1.4)
         misses = np.maximum(1 - accepts[keep], 1 / max(1, int(same.sum())) / 2)
@@ -221,7 +263,7 @@ def _histograms(name: str, evaluation: Evaluation) -> str:
     same = evaluation.benchmark.same
     for index in _same_size(evaluation):
         row = evaluation.rows[index]
-        figure, axes = new_axes("cosine", "share of pairs", f"{name}: scores at {row['probe_size']} pixels")
+        figure, axes = new_axes("cosine", "share of pairs", f"{name}: scores, {_label(row)}")
         bins = np.linspace(-0.4, 1.0, 57).tolist()
         scores = np.clip(evaluation.scores[index], -0.4, 1.0)
         for kind, label, colour in (
@@ -234,7 +276,7 @@ def _histograms(name: str, evaluation: Evaluation) -> str:
         axes.margins(y=0.28)  # room for the legend
         axes.axvline(row["threshold"], color="#333", linewidth=1, linestyle="--", label="threshold")
         axes.legend(frameon=False, fontsize=9)
-        parts.append(figure_html(figure, f"Scores with both images at {row['probe_size']} pixels."))
+        parts.append(figure_html(figure, f"Scores of the pairs, both images {_label(row)}."))
     return "".join(parts)
 
 
@@ -242,7 +284,7 @@ def _heat(evaluation: Evaluation) -> str:
     cells = {
         (row["gallery_size"], row["probe_size"]): row["accuracy"]
         for row in evaluation.rows
-        if not (row["gallery_losses"] or row["probe_losses"])
+        if not (row["gallery_losses"] or row["probe_losses"] or size_name(row) == "native")
     }
     sizes = sorted({gallery for gallery, _ in cells}, reverse=True)
     probes = sorted({probe for _, probe in cells}, reverse=True)
@@ -316,7 +358,7 @@ def _worst(evaluation: Evaluation) -> str:
         what = "same person, called different" if same else "different people, called same"
         score = float(evaluation.scores[index][pair])
         cards.append(
-            f'<div class="pair"><img alt="pair {pair}" src="data:image/jpeg;base64,{data}">{row["probe_size"]} px: '
+            f'<div class="pair"><img alt="pair {pair}" src="data:image/jpeg;base64,{data}">{_label(row)}: '
             f"{what}<br>cosine {score:.3f}, threshold {row['threshold']:.3f}</div>"
         )
     if not cards:
@@ -329,6 +371,7 @@ def _scatter(name: str, evaluation: Evaluation) -> str:
     from sklearn.manifold import TSNE
 
     rows = [evaluation.rows[index] for index in _same_size(evaluation)]
+    rows = [row for row in rows if size_name(row) != "native"]
     if len(rows) < 2:
         return ""
     full = evaluation.benchmark.size
@@ -379,7 +422,7 @@ def _rejection(name: str, evaluation: Evaluation) -> str:
             100 * shares,
             100 * errors,
             color=COLOURS[number % len(COLOURS)],
-            label=f"{size} px",
+            label=_label(row),
             linewidth=1.4,
         )
     axes.legend(frameon=False, fontsize=9)
@@ -431,7 +474,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
     def side(row: Mapping[str, Any], which: str) -> str:
-        return f"{row[f'{which}_size']} {row[f'{which}_losses']}".strip()
+        return f"{size_name(row, which)} {row[f'{which}_losses']}".strip()
 
     def number(value: float | None, digits: int = 2) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
@@ -512,7 +555,8 @@ def verification_page(
         f"{', '.join(escape(short[model.name]) for model in models)}. Benchmarks: {', '.join(map(escape, names))}.</p>"
     )
     parts.append(lead)
-    curves = [_curves(name, {m: e for (m, n), e in evaluations.items() if n == name}) for name in names]
+    by_name = {name: {m: e for (m, n), e in evaluations.items() if n == name} for name in names}
+    curves = [draw(name, by_name[name]) for name in names for draw in (_curves, _native)]
     parts.append(f'<div class="figures">{"".join(curves)}</div>')
     parts += ["<h2>Results</h2>", _table(rows)]
     lines = [

@@ -31,9 +31,49 @@ def format_columns(header: Sequence[str], lines: Sequence[Sequence[str]], left: 
     return "\n".join([written(header), "  ".join("-" * width for width in widths), *map(written, lines)])
 
 
+def size_name(row: Mapping[str, Any], side: str = "probe") -> str:
+    """What the size of one side of a row is called: "native", or pixels."""
+    return "native" if row.get("by_native_size") is not None else str(row[f"{side}_size"])
+
+
 def _condition(row: Mapping[str, Any], side: str) -> str:
     losses = row.get(f"{side}_losses", "")
-    return f"{row[f'{side}_size']}" + (f" {losses}" if losses else "")
+    return size_name(row, side) + (f" {losses}" if losses else "")
+
+
+def native_range(part: Mapping[str, Any]) -> str:
+    """What a bin of native sizes is called: "16 to 23 px"."""
+    if part["smallest"] is None:
+        return "unknown"
+    return (
+        f"{part['smallest']} to {part['largest'] - 1} px"
+        if part["largest"]
+        else f"{part['smallest']} px or more"
+    )
+
+
+def native_tables(rows: Rows) -> str:
+    """Figures by the native size of the smaller face of a pair, a table for each row that has them."""
+    tables = []
+    for row in rows:
+        if row.get("by_native_size") is None:
+            continue
+        header = ["smaller face", "pairs", "same person", "accuracy", "95 % interval", "EER", "AUC"]
+        lines = [
+            [
+                native_range(part),
+                str(part["pairs"]),
+                str(part["same"]),
+                f"{part['accuracy']:.2f}",
+                f"{part['accuracy_interval'][0]:.2f} to {part['accuracy_interval'][1]:.2f}",
+                _number(part["eer"], 2),
+                _number(part["auc"], 4),
+            ]
+            for part in row["by_native_size"]
+        ]
+        model = f" of {row['model']}" if "model" in row else ""
+        tables.append(f"{row['benchmark']}{model} by native size\n{format_columns(header, lines)}")
+    return "\n\n".join(tables)
 
 
 def results_table(rows: Rows) -> str:
@@ -84,7 +124,7 @@ def matrix_tables(rows: Rows) -> str:
     tables = []
     groups: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
     for row in rows:
-        if not (row.get("gallery_losses") or row.get("probe_losses")):
+        if not (row.get("gallery_losses") or row.get("probe_losses") or size_name(row) == "native"):
             group = groups.setdefault((str(row.get("model", "")), str(row["benchmark"])), {})
             group[row["gallery_size"], row["probe_size"]] = row["accuracy"]
     for (model, name), cells in groups.items():
@@ -105,7 +145,7 @@ def verification_text(
     """Everything `lrface verify` found as plain text."""
     single = len({row.get("model") for row in rows}) == 1
     shown = [{key: value for key, value in row.items() if not (single and key == "model")} for row in rows]
-    parts = [results_table(shown), matrix_tables(shown)]
+    parts = [results_table(shown), native_tables(shown), matrix_tables(shown)]
     lines = [
         f"area under the accuracy-resolution curve, {name}{'' if single else f', {model}'}: {area:.2f} %"
         for model, by_benchmark in areas.items()
@@ -165,12 +205,28 @@ def write_results(path: str | Path, content: Mapping[str, Any]) -> Path:
     return file
 
 
+def _by_native_size(rows: Rows) -> list[dict[str, Any]]:
+    """Points of a curve against native size: bins with bounds, at their middle."""
+    return [
+        {
+            "gallery_size": (size := round(math.sqrt(max(part["smallest"], 4) * part["largest"]))),
+            "probe_size": size,
+            "accuracy": part["accuracy"],
+            "accuracy_std": (part["accuracy_interval"][1] - part["accuracy_interval"][0]) / 3.92,
+        }
+        for row in rows
+        for part in row.get("by_native_size") or []
+        if part["largest"] is not None
+    ]
+
+
 def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None = None) -> Path:
     """Accuracy against resolution, one curve a model, one panel a benchmark; error bars are one deviation.
 
     Args:
         curves: label -> rows. Rows with both images at one size make a solid curve; rows with the gallery at
-            full size and smaller probes (``cross``) make a dashed one of the same colour.
+            full size and smaller probes (``cross``) make a dashed one of the same colour. A native row gives its
+            bins, at the middle of each.
         path: where the picture goes; the suffix says its kind (.png, .svg, .pdf).
         title: a line above the panels.
 
@@ -206,6 +262,7 @@ def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None
                 for row in rows
                 if row["benchmark"] == name and not (row.get("gallery_losses") or row.get("probe_losses"))
             ]
+            own = [*filter(lambda row: size_name(row) != "native", own), *_by_native_size(own)]
             same_size = [row for row in own if row["gallery_size"] == row["probe_size"]]
             across = [row for row in own if row["gallery_size"] != row["probe_size"]]
             galleries = sorted({int(row["gallery_size"]) for row in across})

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrface.benchmarks.faces import enlarged_faces
+from lrface.benchmarks.faces import enlarged_faces, read_faces
+from lrface.benchmarks.lfw import native_sides
 from lrface.benchmarks.locate import data_roots
 from lrface.benchmarks.metrics import stratified_folds
 from lrface.benchmarks.tinyface import _identities, _images, _names
 from lrface.benchmarks.verification import VerificationSet
 from lrface.data.matlab import read_matlab
 from lrface.errors import LrfaceError
-from lrface.progress import progress
 
 VERIFICATION, IDENTIFICATION = "Face_Verification_Test_Set", "Face_Identification_Test_Set"
 OFFICIAL_COUNTS = {"gallery": 60_294, "mated_probe": 60_423, "unmated_probe": 121_736}
@@ -141,13 +141,7 @@ def load_survface_pairs(folder: str | Path, show_progress: bool = True) -> Verif
         pairs += found
     names = sorted({name for pair in pairs for name in pair})
     position = {name: index for index, name in enumerate(names)}
-    faces = enlarged_faces(root / "verification_images", names)
-    images = np.empty((len(names), faces.size, faces.size, 3), dtype=np.uint8)
-    with progress(len(names), "read survface", enabled=show_progress) as bar:
-        for start in range(0, len(names), 512):
-            part = faces.read(start, min(start + 512, len(names)))
-            images[start : start + len(part)] = part
-            bar.advance(len(part))
+    images = read_faces(enlarged_faces(root / "verification_images", names), "survface", show_progress)
     same = np.repeat([True, False], counts)
     return VerificationSet(
         name="survface",
@@ -158,6 +152,7 @@ def load_survface_pairs(folder: str | Path, show_progress: bool = True) -> Verif
         folds=stratified_folds(same),
         unaligned=len(names),
         origin=str(root),
+        native=native_sides(root / "verification_images", names),
     )
 
 

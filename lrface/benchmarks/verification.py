@@ -12,7 +12,14 @@ from torch import Tensor
 
 from lrface.benchmarks.cache import FeatureStore, image_hashes
 from lrface.benchmarks.conditions import Condition
-from lrface.benchmarks.metrics import resolution_area, stratified_folds, verification_metrics
+from lrface.benchmarks.metrics import (
+    accuracy_interval,
+    area_under_curve,
+    equal_error_rate,
+    resolution_area,
+    stratified_folds,
+    verification_metrics,
+)
 from lrface.errors import LrfaceError, UsageError
 from lrface.progress import progress as progress_bar
 
@@ -37,6 +44,8 @@ class VerificationSet:
         folds: int64 [p], at least two different numbers.
         unaligned: how many of the images are centre crops because no face was found in the photograph.
         origin: the file or folder it was read from, for messages and reports.
+        native: float32 [n], how many pixels of the original image span each face (a crop's shorter side, or
+            :func:`lrface.align.warp.effective_resolution`), not a number where unknown; None where it is for all.
     """
 
     name: str
@@ -47,6 +56,7 @@ class VerificationSet:
     folds: NDArray[np.int64]
     unaligned: int = 0
     origin: str = ""
+    native: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         where = f"benchmark {self.name}" + (f" ({self.origin})" if self.origin else "")
@@ -74,6 +84,8 @@ class VerificationSet:
                     f"{where}: {side} indexes images {indices.min()} to {indices.max()}, "
                     f"but there are {len(self.images)} images"
                 )
+        if self.native is not None and self.native.shape != (len(self.images),):
+            raise LrfaceError(f"{where}: native sizes need one entry an image, got shape {self.native.shape}")
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -146,6 +158,7 @@ def load_benchmark(
     cache: str | Path | None = None,
     workers: int | None = None,
     show_progress: bool = True,
+    native: bool = False,
 ) -> VerificationSet:
     """Find and read a benchmark by name, or from a folder or file.
 
@@ -162,7 +175,8 @@ def load_benchmark(
     - a packed directory (``lrface align SRC OUT``) with ``pairs.txt`` in it, or with ``pairs`` given.
 
     Photographs are aligned once; the result is kept under ``cache`` (default ``$LRFACE_CACHE``, then
-    ``~/.cache/lrface``).
+    ``~/.cache/lrface``). With ``native``, a folder of pairs whose images are all at most 112 pixels wide and high is
+    taken as faces that are small by themselves: each is enlarged whole, and counts as unaligned.
 
     Raises:
         UsageError: an unknown name, or a folder of no known layout.
@@ -183,7 +197,7 @@ def load_benchmark(
         return load_pack(found.path, found.name)
     if found.kind == "bcolz":
         return load_carray(found.path, found.name, show_progress)
-    return load_pairs_folder(found, cache=cache, workers=workers, show_progress=show_progress)
+    return load_pairs_folder(found, cache=cache, workers=workers, show_progress=show_progress, native=native)
 
 
 def image_features(
@@ -218,7 +232,7 @@ def image_features(
     for start in range(0, len(wanted), batch_size):
         rows = wanted[start : start + batch_size]
         crops = torch.from_numpy(images[rows]).to(device)
-        faces = crops.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255.0
+        faces = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
         # Noise is drawn by what the image shows, not by its place: the same image always gets the same.
         seeds = [int(np.sum(images[row], dtype=np.int64)) for row in rows] if condition.noise else []
         faces = condition.apply(faces, down, up, seeds)
@@ -304,6 +318,7 @@ def evaluate_verification(
     matrix: bool = False,
     degrade: Sequence[Condition] = (),
     store: Callable[[Condition], FeatureStore] | None = None,
+    native: bool = False,
 ) -> Evaluation:
     """Verification accuracy of an embedder with both images at each resolution, and across resolutions.
 
@@ -326,20 +341,28 @@ def evaluate_verification(
         degrade: further conditions; each gives a row with both images under it, and with ``cross`` one with the
             gallery untouched.
         store: gives the features kept from earlier calls under a condition.
+        native: add a row with both images as they are, broken down by how many pixels of the original span the
+            smaller face of a pair.
 
     Returns:
         Rows with ``benchmark, gallery_size, probe_size, gallery_losses, probe_losses, accuracy, accuracy_interval,
         accuracy_std, accuracy_insightface, auc, auc_interval, eer, eer_interval, tar_at_far, tar_interval,
-        threshold, pairs, images, unaligned, folds, down, up, flip``. Accuracies, ``eer`` and ``tar_at_far`` are
-        percentages, ``auc`` lies between 0 and 1, ``threshold`` is a cosine (the mean over folds); intervals are
-        [low, high] at 95 %. A figure that the pairs cannot give is None.
+        threshold, pairs, images, unaligned, folds, down, up, flip, by_native_size``. Accuracies, ``eer`` and
+        ``tar_at_far`` are percentages, ``auc`` lies between 0 and 1, ``threshold`` is a cosine (the mean over
+        folds); intervals are [low, high] at 95 %. A figure that the pairs cannot give is None. ``by_native_size``: see
+        :func:`native_bins`, in the row that ``native`` asks for, else None.
 
     Raises:
         UsageError: a resolution that is not between 1 and the size of the images.
         LrfaceError: features that are not finite or of the wrong shape.
     """
     sizes = list(dict.fromkeys(resolutions))
-    if not sizes and not degrade:
+    if native and benchmark.native is None:
+        raise UsageError(
+            f"--resolutions native: how large the faces of {benchmark.name} ({benchmark.origin}) were in their original "
+            "images is not known (they are aligned crops of one size); give sizes in pixels such as 112,56,28,14"
+        )
+    if not sizes and not degrade and not native:
         raise UsageError("resolutions: at least one size in pixels is needed, for example 112,56,28,14")
     for size in sizes + [condition.size for condition in degrade if condition.size is not None]:
         if (
@@ -360,7 +383,7 @@ def evaluate_verification(
         return plain if size == full else Condition(size=int(size))
 
     extra = [replace(condition, size=None) if condition.size == full else condition for condition in degrade]
-    combinations = [(at(size), at(size)) for size in sizes]
+    combinations = ([(plain, plain)] if native else []) + [(at(size), at(size)) for size in sizes]
     if matrix:
         combinations += [(at(gallery), at(probe)) for gallery in sizes for probe in sizes if gallery != probe]
     if cross:
@@ -431,9 +454,50 @@ def evaluate_verification(
                 "down": down,
                 "up": up,
                 "flip": flip,
+                "by_native_size": native_bins(benchmark, scores, figures.right)
+                if native and gallery == probe == plain
+                else None,
             }
         )
     return found
+
+
+NATIVE_EDGES = (0, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+def native_bins(
+    benchmark: VerificationSet, scores: NDArray[np.float64], right: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
+    """Figures by the native size of a pair's smaller face: ``smallest`` (pixels, included), ``largest`` (excluded; None
+    for no bound or, with ``smallest`` None too, for unknown sizes), ``pairs, same, accuracy, accuracy_interval, auc,
+    eer``. Accuracy is under the thresholds that the folds of all pairs gave; bins without pairs are left out."""
+    assert benchmark.native is not None
+    size = np.minimum(benchmark.native[benchmark.left], benchmark.native[benchmark.right])
+    edges: list[tuple[int | None, int | None]] = [*zip(NATIVE_EDGES, NATIVE_EDGES[1:], strict=False)]
+    rows = []
+    for smallest, largest in [*edges, (NATIVE_EDGES[-1], None), (None, None)]:
+        if smallest is None:
+            chosen = np.isnan(size)
+        else:
+            chosen = (size >= smallest) & (size < (np.inf if largest is None else largest))
+        if not chosen.any():
+            continue
+        same = benchmark.same[chosen]
+        both = bool(same.any()) and not bool(same.all())
+        auc = area_under_curve(scores[chosen], same) if both else None
+        rows.append(
+            {
+                "smallest": smallest,
+                "largest": largest,
+                "pairs": int(chosen.sum()),
+                "same": int(same.sum()),
+                "accuracy": _percent(float(right[chosen].mean())),
+                "accuracy_interval": _percents(accuracy_interval(right[chosen], same)),
+                "auc": None if auc is None else round(auc, 6),
+                "eer": _percent(equal_error_rate(scores[chosen], same)) if both else None,
+            }
+        )
+    return rows
 
 
 def resolution_areas(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -441,7 +505,8 @@ def resolution_areas(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     losses; see :func:`lrface.benchmarks.metrics.resolution_area`."""
     curves: dict[str, dict[int, float]] = {}
     for row in rows:
-        if row["gallery_size"] == row["probe_size"] and not (row["gallery_losses"] or row["probe_losses"]):
+        plain = not (row["gallery_losses"] or row["probe_losses"] or row["by_native_size"])
+        if row["gallery_size"] == row["probe_size"] and plain:
             curves.setdefault(row["benchmark"], {})[row["probe_size"]] = row["accuracy"]
     areas = {name: resolution_area(curve) for name, curve in curves.items()}
     return {name: round(area, 4) for name, area in areas.items() if area is not None}

@@ -4,7 +4,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from sklearn.model_selection import KFold
 
+from lrface.align.warp import TEMPLATE_112
 from lrface.benchmarks.protocols import read_pairs
 from lrface.benchmarks.verification import evaluate_verification, load_benchmark
 from lrface.data.packed import PackedSource, write_index, write_shard
@@ -117,6 +119,9 @@ def test_the_official_pairs(shared):
         | {name for name, _ in np.array(pairs.right)[pairs.folds == fold]}
         for fold in range(10)
     ]
+    # the splits that InsightFace's evaluation makes of the pairs in this order
+    for fold, (_, test) in enumerate(KFold(n_splits=10, shuffle=False).split(np.arange(6000))):
+        assert np.array_equal(np.flatnonzero(pairs.folds == fold), test)
     # View 2 is cut so that no person is in two folds
     assert sum(map(len, people)) == len(set.union(*people))
 
@@ -132,6 +137,32 @@ def test_a_folder_of_aligned_crops(tmp_path, below, suffix):
     benchmark = load_benchmark(tmp_path, cache=tmp_path / "cache", show_progress=False)
     check_pairs(benchmark)
     assert benchmark.unaligned == 0 and not (tmp_path / "cache").exists()
+
+
+def test_small_faces_are_enlarged_whole_in_native_mode(tmp_path):
+    sides = {("A", 1): (20, 24), ("A", 2): (31, 30), ("B", 1): (112, 112)}
+    for name in "ABC":
+        for number in (1, 2):
+            height, width = sides.get((name, number), (14, 14))
+            save(
+                tmp_path / f"images/{name}/{name}_{number:04d}.png",
+                crop(seed_of(f"{name} {number}"))[:height, :width],
+            )
+    (tmp_path / "pairs.txt").write_text(PAIRS)
+    benchmark = load_benchmark(tmp_path, cache=tmp_path / "cache", show_progress=False, native=True)
+    assert benchmark.unaligned == 6 and not (tmp_path / "cache").exists()
+    assert benchmark.native is not None
+    # the first pair is A 1 with A 2, the third A 1 with B 1
+    assert benchmark.native[[benchmark.left[0], benchmark.right[0], benchmark.right[2]]].tolist() == [
+        20,
+        30,
+        112,
+    ]
+    expected = cv2.resize(crop(seed_of("A 1"))[:20, :24], (112, 112), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(benchmark.images[benchmark.left[0]], expected)
+    (tmp_path / "images/A/A_0002.png").write_bytes(b"no image")
+    with pytest.raises(LrfaceError, match="A_0002.png"):
+        load_benchmark(tmp_path, cache=tmp_path / "cache", show_progress=False, native=True)
 
 
 def test_photographs_by_file_name(tmp_path):
@@ -158,7 +189,13 @@ def test_photographs_that_are_missing_are_named(tmp_path):
 # packed data
 
 
-def write_packed(root: Path, photographs: list[str], size: int = 112, pattern: str = "{0}/{1}") -> None:
+def write_packed(
+    root: Path,
+    photographs: list[str],
+    size: int = 112,
+    pattern: str = "{0}/{1}",
+    landmarks: dict[str, np.ndarray] | None = None,
+) -> None:
     root.mkdir(parents=True, exist_ok=True)
     names = sorted({photograph.split()[0] for photograph in photographs})
     records = []
@@ -173,7 +210,7 @@ def write_packed(root: Path, photographs: list[str], size: int = 112, pattern: s
                     "identity": name,
                     "source": pattern.format(name, f"{name}_{int(number):04d}.jpg"),
                     "face": face,
-                    "landmarks": np.zeros(10, np.float32),
+                    "landmarks": (landmarks or {}).get(photograph, np.zeros(10, np.float32)),
                     "box": np.zeros(4, np.float32),
                     "score": 1.0,
                 }
@@ -189,6 +226,17 @@ def test_packed_data_with_pairs(tmp_path, pattern):
     benchmark = load_benchmark(tmp_path)
     check_pairs(benchmark)
     assert benchmark.unaligned == 0 and benchmark.name == tmp_path.name
+
+
+def test_packed_data_knows_native_sizes_by_landmarks(tmp_path):
+    """A face whose landmarks are the template's halved is 56 pixels of photograph, wherever it lies."""
+    half = (TEMPLATE_112 * 0.5 + 7).astype(np.float32).reshape(10)
+    write_packed(tmp_path, sorted({*LEFT, *RIGHT}), landmarks={"A 1": half})
+    (tmp_path / "pairs.txt").write_text(PAIRS)
+    benchmark = load_benchmark(tmp_path)
+    assert benchmark.native is not None
+    assert benchmark.native[benchmark.left[0]] == pytest.approx(56, rel=1e-4)
+    assert np.isnan(benchmark.native[benchmark.right]).sum() == 7  # all but the one that shows A 1 again
 
 
 def test_packed_data_with_pairs_elsewhere(tmp_path):

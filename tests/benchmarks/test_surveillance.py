@@ -154,6 +154,13 @@ def test_survface_pairs(survface, pooled_model):
         assert np.array_equal(found.images[found.right[pair]], enlarged(folder / f"{right}.png"))
     run = verify_models([str(pooled_model)], ["survface"], (112,), data=survface.parent, show_progress=False)
     assert run.rows[0]["benchmark"] == "survface" and run.rows[0]["pairs"] == 16
+    native = verify_models(
+        [str(pooled_model)], ["survface"], (), data=survface.parent, native=True, show_progress=False
+    )
+    (row,) = native.rows
+    assert row["accuracy"] == run.rows[0]["accuracy"]
+    assert sum(part["pairs"] for part in row["by_native_size"]) == 16
+    assert all(part["largest"] <= 48 for part in row["by_native_size"])
     named = load_benchmark(survface / "Face_Verification_Test_Set", show_progress=False)
     assert np.array_equal(named.left, found.left)
     scipy.io.savemat(

@@ -36,6 +36,7 @@ ROW_KEYS = {
     "down",
     "up",
     "flip",
+    "by_native_size",
 }
 
 
@@ -354,3 +355,51 @@ def test_kept_features_are_used_and_are_the_same(tmp_path):
     calls.clear()
     run()
     assert sum(calls) == computed  # damaged files are computed again
+
+
+def test_native_bins_by_hand():
+    benchmark = noise_set()
+    benchmark.native = np.full(len(benchmark.images), 40, dtype=np.float32)
+    small, unknown = benchmark.left[0], benchmark.right[1]
+    benchmark.native[small], benchmark.native[unknown] = 15.9, np.nan
+    matrix = projection()
+    found = evaluate_verification(
+        lambda images: images.flatten(1) @ matrix, benchmark, (), native=True, progress=False
+    )
+    (row,) = found.rows
+    assert row["gallery_size"] == row["probe_size"] == 112
+    pair_size = np.minimum(benchmark.native[benchmark.left], benchmark.native[benchmark.right])
+    chosen = {
+        (12, 16): pair_size < 16,
+        (32, 48): pair_size == 40,
+        (None, None): np.isnan(pair_size),
+    }
+    bins = row["by_native_size"]
+    assert [(part["smallest"], part["largest"]) for part in bins] == list(chosen)
+    for part, pairs in zip(bins, chosen.values(), strict=True):
+        assert part["pairs"] == pairs.sum() and part["same"] == benchmark.same[pairs].sum()
+        assert part["accuracy"] == round(100 * found.right[0][pairs].mean(), 4)
+    assert sum(part["pairs"] for part in bins) == len(benchmark)
+    assert sum(part["pairs"] * part["accuracy"] for part in bins) == pytest.approx(
+        100 * found.right[0].sum(), abs=0.01
+    )
+    both = evaluate_verification(
+        lambda images: images.flatten(1) @ matrix, benchmark, (112, 28), native=True, progress=False
+    )
+    assert [row["by_native_size"] is None for row in both.rows] == [False, True]
+
+
+def test_native_sizes_that_nobody_knows_are_refused():
+    with pytest.raises(UsageError, match="--resolutions native: how large the faces of noise"):
+        evaluate_verification(lambda images: images.flatten(1), noise_set(2), (), native=True, progress=False)
+    with pytest.raises(LrfaceError, match="native sizes need one entry an image"):
+        noise = noise_set(2)
+        VerificationSet(
+            "noise",
+            noise.images,
+            noise.left,
+            noise.right,
+            noise.same,
+            noise.folds,
+            native=np.zeros(3, np.float32),
+        )
