@@ -32,6 +32,19 @@ class Synthetic:
 
 
 @dataclass
+class Sampling:
+    """See lrface.data.sampling.Sampling."""
+
+    kind: str = "shuffle"
+    beta: float | None = None
+    weights: str = "power"
+    identities: int | None = None
+    images: int | None = None
+    maximum: int | None = None
+    minimum: int = 1
+
+
+@dataclass
 class Data:
     """What is trained on.
 
@@ -39,6 +52,7 @@ class Data:
         the data root (--data, $LRFACE_DATA, ~/.cache/lrface).
     synthetic: the embedded identities instead of a path.
     cache: true keeps all decoded faces in memory, "auto" does so up to 4 GiB.
+    sampling: how often the images of each identity are shown.
     """
 
     path: str | None = None
@@ -46,6 +60,7 @@ class Data:
     batch_size: int = 256
     workers: int = 0
     cache: str | bool = "auto"
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass
@@ -61,8 +76,17 @@ class Degrade:
 
 
 @dataclass
+class Layer:
+    """See lrface.train.optimisers.Layer."""
+
+    match: str
+    learning_rate_factor: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass
 class Optimiser:
-    """See lrface.train.trainer.Optimiser."""
+    """See lrface.train.optimisers.Optimiser."""
 
     name: str = "sgd"
     learning_rate: float = 0.1
@@ -70,6 +94,10 @@ class Optimiser:
     weight_decay: float = 5e-4
     nesterov: bool = False
     clip_norm: float | None = None
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    decay_norms: bool = False
+    layers: list[Layer] = field(default_factory=list)
 
 
 @dataclass
@@ -81,6 +109,9 @@ class Schedule:
     gamma: float = 0.1
     warmup_steps: int = 0
     final: float = 0.0
+    power: float = 2.0
+    milestone_epochs: list[float] = field(default_factory=list)
+    warmup_epochs: float = 0.0
 
 
 @dataclass
@@ -89,6 +120,7 @@ class Stage:
 
     load: parts copied from the stage before: encoder, head, decoder.
     steps or epochs: exactly one.
+    accumulate, ema: see lrface.train.trainer.Stage.
     """
 
     name: str
@@ -99,11 +131,38 @@ class Stage:
     epochs: float | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
+    accumulate: int = 1
+    ema: float | None = None
+
+
+@dataclass
+class Validate:
+    """See lrface.train.validate.ValidationSettings."""
+
+    every: int = 1000
+    identities: int | float = 50
+    sizes: list[int] = field(default_factory=lambda: [112, 56, 28, 14])
+    pairs: int = 2000
+    choose: str = "last"
+    seed: int = 0
+    batch_size: int = 128
+
+
+@dataclass
+class Wandb:
+    """See lrface.train.wandb.WandbSettings."""
+
+    project: str = "lrface"
+    mode: str = "online"
 
 
 @dataclass
 class Trainer:
-    """See lrface.train.trainer.Trainer."""
+    """See lrface.train.trainer.Trainer.
+
+    sheet_every: steps between sample sheets (lrface.train.sheets), 0 for none.
+    wandb: also log to Weights & Biases.
+    """
 
     device: str = "auto"
     precision: str = "bfloat16"
@@ -112,13 +171,21 @@ class Trainer:
     threads: int | None = None
     checkpoint_every: int = 1000
     keep_last: int = 2
+    keep_every: int | None = None
+    checkpoint_activations: bool = False
     log_every: int = 10
     tensorboard: bool = True
+    sheet_every: int = 1000
+    wandb: Wandb | None = None
 
 
 @dataclass
 class Recipe:
-    """A whole training run. ``start_from`` is a model whose encoder the first stage starts from."""
+    """A whole training run.
+
+    start_from: a model whose encoder the first stage starts from.
+    validate: identities held out from training, and accuracy on them as training goes on; nothing without it.
+    """
 
     name: str
     stages: list[Stage]
@@ -131,6 +198,7 @@ class Recipe:
     head: Named = field(default_factory=lambda: Named("cosface"))
     decoder: Named = field(default_factory=lambda: Named("subpixel"))
     trainer: Trainer = field(default_factory=Trainer)
+    validate: Validate | None = None
 
 
 def _describe(kind: Any) -> str:

@@ -15,7 +15,9 @@ import torch
 
 from lrface import config
 from lrface.data.dataset import CachedDataset, FaceDataset, batches, cache_size
+from lrface.data.sampling import EpochOrders, Sampling
 from lrface.data.source import FaceSource, check_source, open_source
+from lrface.data.subset import drop_small_identities
 from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import locked, read_json, write_json, write_text
@@ -30,11 +32,18 @@ from lrface.train.checkpoint import (
     load_model,
     load_parts,
     make_card,
+    remove_leftovers,
     save_model,
 )
-from lrface.train.optimisers import Optimiser
+from lrface.train.distributed import rank
+from lrface.train.observe import Observer, Observers
+from lrface.train.optimisers import Layer, Optimiser
 from lrface.train.schedule import Schedule
-from lrface.train.trainer import Stage, StageResult, Trainer
+from lrface.train.sheets import SampleSheets
+from lrface.train.signals import preemptible
+from lrface.train.trainer import Stage, StageResult, Trainer, check_stage
+from lrface.train.validate import HeldOut, Validation, ValidationSettings, chosen_checkpoint, hold_out
+from lrface.train.wandb import WandbLog, WandbSettings, import_wandb
 
 CACHE_LIMIT = 4 << 30  # bytes of decoded faces that cache: auto keeps in memory
 
@@ -77,6 +86,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> config.Recipe:
         recipe = config.parse_recipe(config.read_yaml(path), overrides)
         for stage in recipe.stages:
             stage_settings(stage)
+        sampling_settings(recipe)
+        watch_settings(recipe)
         return recipe
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -85,9 +96,30 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> config.Recipe:
 def stage_settings(stage: config.Stage) -> tuple[Optimiser, Schedule]:
     """The optimiser and schedule of ``stage``. Raises UsageError naming the stage for a value out of range."""
     try:
-        return Optimiser(**vars(stage.optimiser)), Schedule(**vars(stage.schedule))
+        layers = [Layer(**vars(layer)) for layer in stage.optimiser.layers]
+        return Optimiser(**{**vars(stage.optimiser), "layers": layers}), Schedule(**vars(stage.schedule))
     except UsageError as error:
         raise UsageError(f"stage {stage.name!r}: {error}") from error
+
+
+def sampling_settings(recipe: config.Recipe) -> Sampling:
+    """How images are chosen. Raises UsageError for a value out of range or a batch size that does not fit."""
+    sampling = Sampling(**vars(recipe.data.sampling))
+    sampling.check_batch_size(recipe.data.batch_size)
+    return sampling
+
+
+def watch_settings(recipe: config.Recipe) -> tuple[ValidationSettings | None, WandbSettings | None]:
+    """How the run is watched. Raises UsageError for a value out of range."""
+    if recipe.trainer.sheet_every < 0:
+        raise UsageError(
+            f"trainer.sheet_every must be at least 1, or 0 for no sample sheets; found {recipe.trainer.sheet_every}"
+        )
+    validate, wandb = recipe.validate, recipe.trainer.wandb
+    return (
+        None if validate is None else ValidationSettings(**vars(validate)),
+        None if wandb is None else WandbSettings(**vars(wandb)),
+    )
 
 
 def find_data(path: str, root: str | Path | None = None) -> Path:
@@ -124,6 +156,27 @@ def build_source(recipe: config.Recipe, root: str | Path | None = None) -> tuple
         source, name = open_source(place), str(place)
     check_source(source, name)
     return source, name
+
+
+def training_faces(
+    recipe: config.Recipe, source: FaceSource, name: str, say: Callable[[str], None]
+) -> tuple[FaceSource, FaceSource | None]:
+    """What of ``source`` is trained on, and the identities held out for validation where the recipe wants some."""
+    minimum = sampling_settings(recipe).minimum
+    source, identities, images = drop_small_identities(source, minimum, name)
+    if identities:
+        say(
+            f"{name}: {identities} identities with fewer than data.sampling.minimum={minimum} images are left out, "
+            f"{images} images in all"
+        )
+    settings, _ = watch_settings(recipe)
+    if settings is None:
+        return source, None
+    training, held_out = hold_out(source, settings, name)
+    say(
+        f"{name}: {len(held_out.identities)} identities with {len(held_out)} images are held out for validation"
+    )
+    return training, held_out
 
 
 def build_method(recipe: config.Recipe, stage: config.Stage, identities: int) -> Method:
@@ -179,6 +232,11 @@ def stage_steps(stage: config.Stage, images: int, batch_size: int) -> int:
     return max(1, round(stage.epochs * (images // batch_size)))
 
 
+def images_of_epoch(recipe: config.Recipe, source: FaceSource) -> int:
+    """Images that the sampling shows in an epoch. Raises LrfaceError where the data does not give it one batch."""
+    return EpochOrders(sampling_settings(recipe), source.labels, recipe.seed).length
+
+
 def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes: bool) -> None:
     """Make ``out`` ready; an earlier run there must be of the same recipe."""
     text = config.to_yaml(recipe)
@@ -196,9 +254,11 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
         old = config.to_plain(config.parse_recipe(config.read_yaml(known)))
         new = config.to_plain(recipe)
         for plain in (old, new):
-            # Where a run lies and what only says how it is watched does not change what is learned.
+            # Where a run lies, how its data is read and how it is watched does not change what is learned.
             plain.pop("out", None)
-            for key in ("log_every", "tensorboard", "keep_last", "checkpoint_every"):
+            for key in ("workers", "cache"):
+                plain.get("data", {}).pop(key, None)
+            for key in ("log_every", "tensorboard", "keep_last", "keep_every", "checkpoint_every", "sheet_every", "wandb"):
                 plain.get("trainer", {}).pop(key, None)
         changed = config.differences(old, new)
         if changed:
@@ -209,6 +269,7 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
             )
     elif not begun and out.exists() and set(os.listdir(out)) - {".lock"} and not (out / "stages").exists():
         raise UsageError(f"{out} is not empty and holds no run of lrface; choose another place with out=DIR")
+    remove_leftovers(out)
     write_text(known, text)
 
 
@@ -239,6 +300,7 @@ def run_recipe(
     out = Path(recipe.out or f"runs/{recipe.name}")
     torch.manual_seed(recipe.seed)
     source, source_name = build_source(recipe, data)
+    source, held_out = training_faces(recipe, source, source_name, say)
     images, identities = len(source), len(source.identities)
     batch_size = recipe.data.batch_size
     if images < batch_size:
@@ -250,9 +312,16 @@ def run_recipe(
     settings = [stage_settings(stage) for stage in recipe.stages]
     methods = [build_method(recipe, stage, identities) for stage in recipe.stages]
     check_loads(recipe, methods)
+    for stage, method in zip(recipe.stages, methods, strict=True):
+        check_stage(stage.name, method, batch_size, stage.accumulate, stage.ema)
+    validation, _ = watch_settings(recipe)
+    if validation is not None:
+        validation.check_input_size(methods[0].encoder.input_size)  # type: ignore[arg-type]
+    epoch_images = images_of_epoch(recipe, source)
+    steps = [stage_steps(stage, epoch_images, batch_size) for stage in recipe.stages]
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
-    with locked(out):
+    with preemptible(), locked(out):
         _prepare_out(recipe, out, restart, accept_changes)
         summary = RunSummary(
             recipe.name,
@@ -264,7 +333,7 @@ def run_recipe(
             identities,
             0.0,
         )
-        _run_stages(recipe, source, source_name, methods, settings, summary, show_progress, say)
+        _run_stages(recipe, source, held_out, source_name, methods, steps, settings, summary, show_progress, say)
         summary.weights_sha256 = read_json(out / "model.json", "the card of the model")["weights_sha256"]
         summary.seconds = time.perf_counter() - started
         if any("seconds" in stage for stage in summary.stages):
@@ -275,8 +344,10 @@ def run_recipe(
 def _run_stages(
     recipe: config.Recipe,
     source: FaceSource,
+    held_out: FaceSource | None,
     source_name: str,
     methods: Sequence[Method],
+    planned: Sequence[int],
     settings: Sequence[tuple[Optimiser, Schedule]],
     summary: RunSummary,
     show_progress: bool,
@@ -285,24 +356,28 @@ def _run_stages(
     """Every stage that is not complete, then the model; fills in ``summary.stages``."""
     out = Path(summary.out)
     images, identities, batch_size = len(source), len(source.identities), recipe.data.batch_size
-    plain_trainer = vars(recipe.trainer)
+    watched = ("sheet_every", "wandb")
+    plain_trainer = {key: value for key, value in vars(recipe.trainer).items() if key not in watched}
     trainer = Trainer(**{**plain_trainer, "compile": wants_compile(recipe, say)}, show_progress=show_progress)
     say(
         f"{recipe.name}: {images} images of {identities} identities from {source_name}, {recipe.backbone.name}, "
         f"{trainer.device}, {trainer.precision}{', compiled' if trainer.compile else ''} -> {out}"
     )
     architecture = {"name": recipe.backbone.name, "arguments": recipe.backbone.arguments}
+    sampling = sampling_settings(recipe)
+    epoch_images = images_of_epoch(recipe, source)
+    watch = Watch(recipe, source, held_out, trainer, say)
     dataset: FaceDataset | None = None
     before: Path | None = None
     for index, (stage, method) in enumerate(zip(recipe.stages, methods, strict=True)):
         folder = out / "stages" / f"{index + 1}-{stage.name}"
-        steps = stage_steps(stage, images, batch_size)
+        steps = planned[index]
         newest = latest_checkpoint(folder)
         if newest is None:
             load_start(recipe, stage, method, before, say)
         elif newest.name == f"step-{steps:08d}":
             say(f"stage {stage.name}: complete ({steps} steps)")
-            before = newest
+            before, chosen = chosen_checkpoint(folder, watch.choose)
             summary.stages.append({"name": stage.name, "steps": steps, "resumed_at": steps})
             continue
         else:
@@ -316,7 +391,14 @@ def _run_stages(
 
         def stream(first: int, last: int, seed: int = stage_seed, faces: FaceDataset = faces) -> Any:
             return batches(
-                faces, batch_size, seed, first, last, recipe.data.workers, pin_memory=trainer.device == "cuda"
+                faces,
+                batch_size,
+                seed,
+                first,
+                last,
+                recipe.data.workers,
+                pin_memory=trainer.device == "cuda",
+                sampling=sampling,
             )
 
         torch.manual_seed(stage_seed)
@@ -332,8 +414,10 @@ def _run_stages(
                 "data": source_name,
                 "images": images,
                 "identities": identities,
+                **watch.card,
             },
         )
+        optimiser, schedule = settings[index]
         result: StageResult = trainer.fit(
             Stage(
                 stage.name,
@@ -343,14 +427,94 @@ def _run_stages(
                 stream,
                 folder,
                 card,
-                *settings[index],
+                optimiser,
+                schedule.in_steps(epoch_images // batch_size),
+                accumulate=stage.accumulate,
+                ema=stage.ema,
+                observer=watch.observer(stage, method, steps, stage_seed),
             )
         )
-        before = result.checkpoint
-        summary.stages.append({"name": stage.name, **vars(result), "checkpoint": str(result.checkpoint)})
+        before, chosen = chosen_checkpoint(folder, watch.choose)
+        summary.stages.append(
+            {"name": stage.name, **vars(result), "checkpoint": str(before), "chosen": chosen}
+        )
     assert before is not None
     final_encoder, final_card = load_model(before)
-    save_model(out, final_encoder, {**final_card, "recipe": config.to_plain(recipe)})
+    save_model(out, final_encoder, {**final_card, "chosen": chosen, "recipe": config.to_plain(recipe)})
+
+
+class Watch:
+    """What watches the stages of a run: validation, sample sheets, Weights & Biases.
+
+    Attributes:
+        choose: how the checkpoint that a stage ends with is chosen: "last" or "best".
+        card: what the cards say about held-out identities.
+    """
+
+    def __init__(
+        self,
+        recipe: config.Recipe,
+        source: FaceSource,
+        held_out: FaceSource | None,
+        trainer: Trainer,
+        say: Callable[[str], None],
+    ):
+        self.recipe, self.trainer, self.say = recipe, trainer, say
+        self.source, self.held_out = source, held_out
+        self.validation, self.wandb = watch_settings(recipe)
+        self.choose = "last" if self.validation is None else self.validation.choose
+        self.card = {} if held_out is None else {"held_out_identities": len(held_out.identities)}
+        self._faces: HeldOut | None = None
+        if self.wandb is not None:
+            import_wandb()
+
+    def observer(self, stage: config.Stage, method: Method, steps: int, seed: int) -> Observers:
+        """The observers of one stage."""
+        fabric = self.trainer.fabric
+        main = rank() == 0
+        size: int = method.encoder.input_size  # type: ignore[assignment]
+        members: list[Observer] = []
+        log = None
+        if self.wandb is not None and main:
+            name = self.recipe.name
+            log = WandbLog(self.wandb, f"{name}/{stage.name}", name, config.to_plain(self.recipe))
+            members.append(log)
+        if self.validation is not None:
+            members.append(
+                Validation(
+                    self.validation,
+                    lambda: self._held_out_faces(size),
+                    steps,
+                    stage.name,
+                    fabric.device,
+                    fabric.autocast,
+                    self.recipe.trainer.tensorboard,
+                    main,
+                    [] if log is None else [log.validated],
+                )
+            )
+        if self.recipe.trainer.sheet_every:
+            members.append(
+                SampleSheets(
+                    self.recipe.trainer.sheet_every,
+                    self.source,
+                    size,
+                    seed,
+                    f"{self.recipe.name}, stage {stage.name}",
+                    steps,
+                    fabric.device,
+                    fabric.autocast,
+                    main,
+                    self.say,
+                )
+            )
+        return Observers(members)
+
+    def _held_out_faces(self, size: int) -> HeldOut:
+        if self._faces is None:
+            assert self.held_out is not None and self.validation is not None
+            self._faces = HeldOut(self.held_out, self.validation, size, self.say)
+        return self._faces
 
 
 def wants_compile(recipe: config.Recipe, say: Callable[[str], None]) -> bool:

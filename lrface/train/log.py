@@ -15,11 +15,13 @@ class MetricsLog:
         folder: where ``metrics.csv`` and ``tensorboard/`` go.
         first_step: rows at or after this step are dropped: they belong to work that is about to be repeated.
         tensorboard: also write TensorBoard events.
+        name: of the CSV; a log of another name has its events in a folder of that name below ``tensorboard/``,
+            where dropping the steps of the one log leaves those of the other.
     """
 
-    def __init__(self, folder: Path, first_step: int, tensorboard: bool = True):
+    def __init__(self, folder: Path, first_step: int, tensorboard: bool = True, name: str = "metrics"):
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.csv"
+        self.path = folder / f"{name}.csv"
         self._fields: list[str] | None = None
         if self.path.exists():
             self._keep_before(first_step)
@@ -27,7 +29,8 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            events = folder / "tensorboard" / ("" if name == "metrics" else name)
+            self._writer = SummaryWriter(str(events), purge_step=first_step)
         # Unbuffered: a row is one write, and after a full disk closing does not fail once more.
         self._file = self.path.open("ab", buffering=0)
 

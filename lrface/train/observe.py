@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Observer:
     """Called by the trainer around a stage; every call may be left as it is.
 
-    A step is counted by the steps that are done: 0 before the first one. Every process of a distributed run calls
-    its observers alike, and only what the main process's ones answer counts.
+    A step is counted by the steps that are done: 0 before the first one. Every rank of a distributed run calls its
+    observers alike, since a network may be spread over the ranks; rank 0 alone writes.
     """
 
     def begin(self, step: int, method: "Method", folder: Path) -> None:
@@ -57,7 +57,10 @@ class Observers(Observer):
             member.logged(step, values)
 
     def after_step(self, step: int, method: "Method") -> bool:
-        return any([member.after_step(step, method) for member in self.members])
+        if not self.members:
+            return False
+        with untouched(method):
+            return any([member.after_step(step, method) for member in self.members])
 
     def kept(self) -> Collection[int]:
         return {step for member in self.members for step in member.kept()}

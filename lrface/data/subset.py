@@ -1,0 +1,61 @@
+"""Some identities of a source as a source of their own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lrface.data.source import FaceSource
+from lrface.errors import LrfaceError
+
+
+class IdentitySubset:
+    """The images of chosen identities of ``source``, in its order, labels numbered anew without gaps.
+
+    A :class:`~lrface.data.source.FaceSource`; nothing is copied.
+
+    Args:
+        source: where the images are.
+        chosen: labels of ``source``, ascending.
+    """
+
+    def __init__(self, source: FaceSource, chosen: Sequence[int]):
+        self.source = source
+        self.format = source.format
+        self.identities = [source.identities[label] for label in chosen]
+        new_label = np.full(len(source.identities), -1, dtype=np.int64)
+        new_label[list(chosen)] = np.arange(len(chosen))
+        labels = new_label[source.labels]
+        self.indices = np.flatnonzero(labels >= 0)
+        self.labels = labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> np.ndarray:
+        return self.source.image(int(self.indices[index]))
+
+    def encoded(self, index: int) -> bytes | None:
+        return self.source.encoded(int(self.indices[index]))
+
+    def sources(self) -> list[str]:
+        names = self.source.sources()
+        return [names[index] for index in self.indices.tolist()]
+
+
+def drop_small_identities(source: FaceSource, minimum: int, name: str) -> tuple[FaceSource, int, int]:
+    """``source`` without identities of fewer than ``minimum`` images, how many they are, and their images.
+
+    Raises:
+        LrfaceError: fewer than two identities are left.
+    """
+    sizes = np.bincount(source.labels, minlength=len(source.identities))
+    chosen = np.flatnonzero(sizes >= minimum)
+    if len(chosen) == len(sizes):
+        return source, 0, 0
+    if len(chosen) < 2:
+        raise LrfaceError(
+            f"{name}: {len(chosen)} of {len(sizes)} identities have at least data.sampling.minimum={minimum} images "
+            f"(the largest has {sizes.max()}); training needs two: lower it"
+        )
+    kept = IdentitySubset(source, chosen.tolist())
+    return kept, len(sizes) - len(chosen), len(source) - len(kept)
