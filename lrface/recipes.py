@@ -4,7 +4,7 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import resources
@@ -38,6 +38,7 @@ from lrface.train.checkpoint import (
 from lrface.train.distributed import rank
 from lrface.train.observe import Observer, Observers
 from lrface.train.optimisers import Layer, Optimiser
+from lrface.train.record import RECORD, recorded
 from lrface.train.schedule import Schedule
 from lrface.train.sheets import SampleSheets
 from lrface.train.signals import preemptible
@@ -243,7 +244,7 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
     known = out / "recipe.yaml"
     begun = known.exists()
     if begun and restart:
-        for entry in ("stages", MODEL, "model.json", "recipe.yaml", "summary.json"):
+        for entry in ("stages", MODEL, "model.json", "recipe.yaml", "summary.json", RECORD):
             path = out / entry
             if path.is_dir():
                 shutil.rmtree(path)
@@ -258,7 +259,15 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
             plain.pop("out", None)
             for key in ("workers", "cache"):
                 plain.get("data", {}).pop(key, None)
-            for key in ("log_every", "tensorboard", "keep_last", "keep_every", "checkpoint_every", "sheet_every", "wandb"):
+            for key in (
+                "log_every",
+                "tensorboard",
+                "keep_last",
+                "keep_every",
+                "checkpoint_every",
+                "sheet_every",
+                "wandb",
+            ):
                 plain.get("trainer", {}).pop(key, None)
         changed = config.differences(old, new)
         if changed:
@@ -267,7 +276,7 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
                 f"{' and more' if len(changed) > 5 else ''}. Choose another place with out=DIR, start anew with "
                 "--restart, or go on with the changed recipe with --accept-changes"
             )
-    elif not begun and out.exists() and set(os.listdir(out)) - {".lock"} and not (out / "stages").exists():
+    elif not begun and out.exists() and set(os.listdir(out)) - {".lock", "profile"} and not (out / "stages").exists():
         raise UsageError(f"{out} is not empty and holds no run of lrface; choose another place with out=DIR")
     remove_leftovers(out)
     write_text(known, text)
@@ -333,12 +342,47 @@ def run_recipe(
             identities,
             0.0,
         )
-        _run_stages(recipe, source, held_out, source_name, methods, steps, settings, summary, show_progress, say)
+        planned = [
+            {"name": stage.name, "folder": f"stages/{number}-{stage.name}", "steps": count}
+            for number, (stage, count) in enumerate(zip(recipe.stages, steps, strict=True), start=1)
+        ]
+        with recorded(out, recipe.name, planned):
+            _run_stages(
+                recipe, source, held_out, source_name, methods, steps, settings, summary, show_progress, say
+            )
         summary.weights_sha256 = read_json(out / "model.json", "the card of the model")["weights_sha256"]
         summary.seconds = time.perf_counter() - started
         if any("seconds" in stage for stage in summary.stages):
             write_json(out / "summary.json", asdict(summary))
     return summary
+
+
+def build_trainer(recipe: config.Recipe, show_progress: bool, say: Callable[[str], None]) -> Trainer:
+    """The recipe's trainer."""
+    watched = ("sheet_every", "wandb")
+    settings = {key: value for key, value in vars(recipe.trainer).items() if key not in watched}
+    return Trainer(**{**settings, "compile": wants_compile(recipe, say)}, show_progress=show_progress)
+
+
+def image_stream(
+    recipe: config.Recipe, dataset: FaceDataset, seed: int, trainer: Trainer
+) -> Callable[[int, int], Generator[dict[str, Any], None, None]]:
+    """What gives a stage the batches of its steps ``first`` to ``last`` (excluded); see lrface.data.dataset.batches."""
+    sampling = sampling_settings(recipe)
+
+    def stream(first: int, last: int) -> Generator[dict[str, Any], None, None]:
+        return batches(
+            dataset,
+            recipe.data.batch_size,
+            seed,
+            first,
+            last,
+            recipe.data.workers,
+            pin_memory=trainer.device == "cuda",
+            sampling=sampling,
+        )
+
+    return stream
 
 
 def _run_stages(
@@ -356,15 +400,12 @@ def _run_stages(
     """Every stage that is not complete, then the model; fills in ``summary.stages``."""
     out = Path(summary.out)
     images, identities, batch_size = len(source), len(source.identities), recipe.data.batch_size
-    watched = ("sheet_every", "wandb")
-    plain_trainer = {key: value for key, value in vars(recipe.trainer).items() if key not in watched}
-    trainer = Trainer(**{**plain_trainer, "compile": wants_compile(recipe, say)}, show_progress=show_progress)
+    trainer = build_trainer(recipe, show_progress, say)
     say(
         f"{recipe.name}: {images} images of {identities} identities from {source_name}, {recipe.backbone.name}, "
         f"{trainer.device}, {trainer.precision}{', compiled' if trainer.compile else ''} -> {out}"
     )
     architecture = {"name": recipe.backbone.name, "arguments": recipe.backbone.arguments}
-    sampling = sampling_settings(recipe)
     epoch_images = images_of_epoch(recipe, source)
     watch = Watch(recipe, source, held_out, trainer, say)
     dataset: FaceDataset | None = None
@@ -384,23 +425,8 @@ def _run_stages(
             say(f"stage {stage.name}: resumes from {newest}")
         if dataset is None:
             dataset = open_dataset(recipe, source, method, show_progress)
-        faces = dataset
-
         # Each stage has its own order and augmentation; stage 1 of two recipes with one seed is alike.
         stage_seed = recipe.seed * 1000 + index
-
-        def stream(first: int, last: int, seed: int = stage_seed, faces: FaceDataset = faces) -> Any:
-            return batches(
-                faces,
-                batch_size,
-                seed,
-                first,
-                last,
-                recipe.data.workers,
-                pin_memory=trainer.device == "cuda",
-                sampling=sampling,
-            )
-
         torch.manual_seed(stage_seed)
         card = make_card(
             architecture,
@@ -424,7 +450,7 @@ def _run_stages(
                 method,
                 steps,
                 batch_size,
-                stream,
+                image_stream(recipe, dataset, stage_seed, trainer),
                 folder,
                 card,
                 optimiser,
