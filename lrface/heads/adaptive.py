@@ -78,11 +78,11 @@ class AdaFace(MarginHead):
         # A single embedding has no deviation, none has no mean: then the running value stays.
         mean = torch.where(count > 0, mean, self.norm_mean)
         deviation = torch.where(count > 1, variance.sqrt(), self.norm_std)
-        self.norm_mean.lerp_(mean.to(self.norm_mean.dtype), 1.0 - self.momentum)
-        self.norm_std.lerp_(deviation.to(self.norm_std.dtype), 1.0 - self.momentum)
+        self.norm_mean = self.norm_mean.lerp(mean.to(self.norm_mean.dtype), 1.0 - self.momentum)
+        self.norm_std = self.norm_std.lerp(deviation.to(self.norm_std.dtype), 1.0 - self.momentum)
 
     def logs(self, norms: Tensor) -> dict[str, Tensor]:
-        return {"norm_mean": self.norm_mean.clone(), "norm_std": self.norm_std.clone()}
+        return {"norm_mean": self.norm_mean, "norm_std": self.norm_std}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, margin={self.margin_size}, concentration={self.concentration}"
@@ -200,8 +200,7 @@ class CurricularFace(MarginHead):
         shifted = shifted_cosine(
             torch.where(here, cosine.gather(1, column), elsewhere[:, None]), self.margin_size
         )
-        # A copy: the buffer may move on before the backward pass.
-        negatives = torch.where(cosine > shifted, cosine * (self.t.clone().to(cosine.dtype) + cosine), cosine)
+        negatives = torch.where(cosine > shifted, cosine * (self.t.to(cosine.dtype) + cosine), cosine)
         own = torch.where(here, shifted, negatives.gather(1, column))
         return self.scale * negatives.scatter(1, column, own)
 
@@ -215,10 +214,10 @@ class CurricularFace(MarginHead):
     def update(self, statistics: Tensor) -> None:
         count, total = statistics.unbind()
         mean = torch.where(count > 0, total / count.clamp_min(1.0), self.t)
-        self.t.lerp_(mean.to(self.t.dtype), 1.0 - self.momentum)
+        self.t = self.t.lerp(mean.to(self.t.dtype), 1.0 - self.momentum)
 
     def logs(self, norms: Tensor) -> dict[str, Tensor]:
-        return {"t": self.t.clone()}
+        return {"t": self.t}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, margin={self.margin_size}, momentum={self.momentum}"

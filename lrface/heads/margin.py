@@ -155,7 +155,11 @@ class MarginHead(Head):
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
-        """Move the running statistics (buffers, saved with checkpoints) by those of a batch, summed over all ranks."""
+        """Move the running statistics (buffers, saved with checkpoints) by those of a batch, summed over all ranks.
+
+        A head puts new tensors in place of the buffers instead of writing into them: a compiled backward pass may
+        compute anew from a buffer what the forward pass made of it, and must find the value of then.
+        """
 
     def penalty(self, embeddings: Tensor, weight: Tensor, target: Tensor) -> Tensor | None:
         """A further loss of each sample whose true class is here, 0 for the others, or None for a head without one.

@@ -51,7 +51,7 @@ class SphereFace(MarginHead):
 
     def blend(self) -> Tensor:
         """b, a scalar."""
-        return (self.blend_start / (1.0 + self.blend_decay * self.steps)).clamp_min(self.blend_end)
+        return (self.blend_start / (1.0 + self.blend_decay * self.steps.double())).clamp_min(self.blend_end)
 
     def at_true_class(self, cosine: Tensor, norms: Tensor) -> Tensor:
         blend = self.blend().to(cosine.dtype)
@@ -68,7 +68,7 @@ class SphereFace(MarginHead):
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
-        self.steps.add_(1)
+        self.steps = self.steps + 1
 
     def logs(self, norms: Tensor) -> dict[str, Tensor]:
         return {"blend": self.blend()}
@@ -112,6 +112,20 @@ class SphereFaceR(MarginHead):
         return f"{super().extra_repr()}, margin={self.multiplier}"
 
 
+def starting_bias(identities: int, scale: float, margin: float, balance: float, power: float) -> float:
+    """The b of SphereFace2 with which, at cosines of 0, the pull of the true class equals the push of all others."""
+    # With u = exp(b), y and o the logits without b and z = balance / ((1 - balance) (identities - 1)),
+    # z / (1 + u exp(y)) = u exp(o) / (1 + u exp(o)) is quadratic in u.
+    similarity = 2.0 * 0.5**power - 1.0
+    own, others = scale * (similarity - margin), scale * (similarity + margin)
+    ratio = balance / ((1.0 - balance) * (identities - 1))
+    rest = 1.0 - ratio
+    root = math.sqrt(rest * rest + 4.0 * ratio * math.exp(own - others))
+    if rest >= 0:
+        return math.log(2.0 * ratio) - others - math.log(rest + root)
+    return math.log((root - rest) / 2.0) - own  # the same, without the difference of nearly equal numbers
+
+
 class SphereFace2(MarginHead):
     """SphereFace2-C (Wen et al., ICLR 2022, eq. 5): one binary classifier a class instead of a softmax.
 
@@ -148,17 +162,7 @@ class SphereFace2(MarginHead):
         check_range("power", power, 1, math.inf, "[)")
         check_range("loss_weight", loss_weight, 0, math.inf, "()")
         self.margin_size, self.balance, self.power, self.loss_weight = margin, balance, power, loss_weight
-        # With u = exp(b), y and o the logits without b at a cosine of 0 and z = lambda / ((1 - lambda) (classes - 1)),
-        # z / (1 + u exp(y)) = u exp(o) / (1 + u exp(o)) is quadratic in u.
-        similarity = 2.0 * 0.5**power - 1.0
-        own, others = scale * (similarity - margin), scale * (similarity + margin)
-        ratio = balance / ((1.0 - balance) * (identities - 1))
-        rest = 1.0 - ratio
-        root = math.sqrt(rest * rest + 4.0 * ratio * math.exp(own - others))
-        if rest >= 0:
-            bias = math.log(2.0 * ratio) - others - math.log(rest + root)
-        else:  # the same, without the difference of nearly equal numbers
-            bias = math.log((root - rest) / 2.0) - own
+        bias = starting_bias(identities, scale, margin, balance, power)
         self.bias = nn.Parameter(torch.full((1,), bias))
 
     def margin(
