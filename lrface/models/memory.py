@@ -26,7 +26,7 @@ def recompute_activations(encoder: nn.Module) -> None:
             "again; set it to false"
         )
     for block in body:
-        block.forward = _Recomputed(block)  # type: ignore[method-assign]
+        block.forward = _Recomputed(block)
 
 
 class _Recomputed:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrface.methods.base import Method, StepOutput
+from lrface.train.distributed import clip_gradients, mean_output
 
 
 def batch_length(batch: dict[str, Any]) -> int:
@@ -23,13 +24,11 @@ def split_batch(batch: dict[str, Any], size: int, parts: int) -> list[dict[str, 
     if parts == 1:
         return [batch]
     pieces = {
-        key: value.tensor_split(parts) if isinstance(value, Tensor) and value.shape[:1] == (size,) else None
+        key: value.tensor_split(parts)
         for key, value in batch.items()
+        if isinstance(value, Tensor) and value.shape[:1] == (size,)
     }
-    return [
-        {key: value if pieces[key] is None else pieces[key][part] for key, value in batch.items()}
-        for part in range(parts)
-    ]
+    return [{**batch, **{key: values[part] for key, values in pieces.items()}} for part in range(parts)]
 
 
 def without_phases(name: str) -> AbstractContextManager[Any]:
@@ -74,7 +73,7 @@ class TrainingStep:
         self._loss = torch.zeros((), device=fabric.device)
 
     def gradients(self, batch: dict[str, Any]) -> StepOutput:
-        """Fill the gradients for ``batch``; the loss and the logs are means over its parts."""
+        """Fill the gradients for ``batch``; the loss and the logs are means over its parts and over ranks."""
         with self.phase("prepare"):
             batch = self.method.prepare(self.to_device(batch))
         self.optimiser.zero_grad(set_to_none=True)
@@ -95,6 +94,7 @@ class TrainingStep:
                 for key in outputs[0].logs
             }
             output = StepOutput(torch.stack([other.loss for other in outputs]).mean(), logs)
+        output = mean_output(output)
         self._loss = torch.where(self._all_good, output.loss, self._loss)
         self._all_good = self._all_good & torch.isfinite(output.loss)
         self._good = self._good + self._all_good
@@ -107,7 +107,7 @@ class TrainingStep:
             if self.clip_norm is not None:
                 if self.scaler is not None:
                     self.scaler.unscale_(self.optimiser)
-                torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+                clip_gradients(self.parameters, self.clip_norm)
             if self.scaler is None and self.optimiser.defaults.get("fused"):
                 # Fused optimisers leave the weights alone where this says so: no waiting for the device.
                 self.optimiser.found_inf = (~self._all_good).float()  # type: ignore[attr-defined]
