@@ -109,6 +109,25 @@ def locked(folder: str | Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(folder: str | Path) -> bool:
+    """Whether another process holds :func:`locked` on ``folder``. Never ask for a folder that this process holds
+    itself: a process that closes a file gives up all its locks on it."""
+    path = Path(folder) / ".lock"
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
