@@ -12,7 +12,7 @@ import io
 import pickle
 import random
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,7 @@ class TrainingState:
     extra: the method's own state.
     scaler: the scale of float16 gradients.
     weights: the method's tensors, where the two files hold averaged ones.
+    random_of_others: ``random`` of the other ranks of a distributed run, from rank 1 on.
     """
 
     step: int
@@ -283,6 +284,7 @@ class TrainingState:
     extra: dict[str, Any]
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: dict[str, Tensor] | None = None
+    random_of_others: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def random_state() -> dict[str, Any]:
@@ -321,6 +323,7 @@ def save_checkpoint(
     kept: Collection[int] = (),
     keep_every: int | None = None,
     averaged: dict[str, Tensor] | None = None,
+    more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write ``folder/step-XXXXXXXX`` and then delete all but the newest ``keep_last`` checkpoints and those of
     the steps ``kept``.
@@ -328,6 +331,7 @@ def save_checkpoint(
     Args:
         keep_every: checkpoints of steps that are a multiple of it stay for ever, too.
         averaged: tensors of the method to write as its weights; its own then go into the training state.
+        more: writes further files into the folder it is called with.
 
     Raises:
         LrfaceError: the disk is full or cannot be written; older checkpoints are kept.
@@ -341,6 +345,8 @@ def save_checkpoint(
     parts = {key: value for key, value in own.items() if not key.startswith("encoder.")}
     weights = {key.removeprefix("encoder."): own[key] for key in own if key not in parts}
     with atomic_directory(path) as aside:
+        if more is not None:
+            more(aside)
         save_model(aside, encoder, {**card, "step": state.step}, weights)
         (aside / PARTS).write_bytes(save(_contiguous(parts)))
         training = io.BytesIO()

@@ -4,40 +4,51 @@ Everything here also works in a run of one process, where there is no process gr
 """
 
 import copy
+import json
+import math
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lrface.errors import LrfaceError, UsageError
+from lrface.files import explain
 from lrface.heads.margin import sum_over_ranks
-from lrface.train.launch import LOST, Place, end_with_launcher, expected_ranks, find_place
+from lrface.heads.partial import PartialHead
+from lrface.methods.base import StepOutput
+from lrface.train.checkpoint import TrainingState, restore_random_state
+from lrface.train.launch import CONSEQUENCE, LOST, Place, end_with_launcher, expected_ranks, find_place
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Result = TypeVar("Result")
+CLASSES = "classes.safetensors"
+PIECE = 64 << 20  # bytes of the classes' weights that are on their way at once
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 class RankLost(LrfaceError):
     """Another rank ended or gave no answer in time: this one can only end too."""
 
-    exit_code = 3
+    exit_code = CONSEQUENCE
 
 
 class RankFailed(LrfaceError):
     """Rank 0 failed at something it does for all; it tells the user itself."""
 
-    exit_code = 3
+    exit_code = CONSEQUENCE
 
 
 def rank() -> int:
@@ -118,8 +129,11 @@ def from_first(value: Result) -> Result:
     return holder[0]
 
 
-def on_first(act: Callable[[], Result]) -> Result:
+def on_first(act: Callable[[], Result], help: Callable[[], None] | None = None) -> Result:
     """Rank 0 does ``act`` while the others wait; its result on every rank.
+
+    Args:
+        help: what the others do meanwhile, each time that ``act`` calls :func:`ask_for_help`.
 
     Raises:
         RankFailed: on the other ranks, when it failed on rank 0, which raises its own error.
@@ -130,14 +144,24 @@ def on_first(act: Callable[[], Result]) -> Result:
         try:
             result = act()
         except Exception as error:
-            from_first((False, str(error)))
+            from_first(("failed", str(error)))
             raise
-        from_first((True, result))
+        from_first(("done", result))
         return result
-    good, answer = from_first((True, None))
-    if not good:
-        raise RankFailed(f"rank {rank()} stopped because rank 0 failed: {answer}")
-    return answer  # type: ignore[return-value]
+    while True:
+        word, answer = from_first(("", None))
+        if word == "help":
+            assert help is not None
+            help()
+        elif word == "failed":
+            raise RankFailed(f"rank {rank()} stopped because rank 0 failed: {answer}")
+        else:
+            return answer  # type: ignore[return-value]
+
+
+def ask_for_help() -> None:
+    """Let the other ranks, which wait in :func:`on_first`, do their part of what comes now."""
+    from_first(("help", None))
 
 
 def gathered(value: Result) -> list[Result]:
@@ -158,13 +182,15 @@ def largest(*values: int) -> tuple[int, ...]:
     return tuple(numbers.tolist())
 
 
-def mean(values: dict[str, float]) -> dict[str, float]:
-    """Means over the ranks of values with the same keys: every rank has an equal part of the batch."""
-    if ranks() == 1 or not values:
-        return values
-    numbers = torch.tensor([values[key] for key in sorted(values)], dtype=torch.float64)
+def mean_output(output: StepOutput) -> StepOutput:
+    """The means over the ranks of a step's detached loss and logs, on their device, without waiting for it."""
+    if ranks() == 1:
+        return output
+    keys = sorted(output.logs)
+    numbers = torch.stack([output.loss.float(), *(output.logs[key].float() for key in keys)])
     dist.all_reduce(numbers)
-    return dict(zip(sorted(values), (numbers / ranks()).tolist(), strict=True))
+    loss, *logs = (numbers / ranks()).unbind()
+    return StepOutput(loss, dict(zip(keys, logs, strict=True)))
 
 
 def seed_rank(step: int) -> None:
@@ -175,6 +201,25 @@ def seed_rank(step: int) -> None:
     if rank() > 0:
         sequence = np.random.SeedSequence((torch.initial_seed(), rank(), step))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+def restore_random(state: TrainingState) -> None:
+    """Bring back this rank's random generators; new streams where the checkpoint is of another number of ranks."""
+    states = [state.random, *state.random_of_others]
+    if rank() == 0 or len(states) == ranks():
+        restore_random_state(states[rank()])
+    else:
+        seed_rank(state.step)
+
+
+class NoLog:
+    """The log of a rank that keeps none."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class SynchronisedBatchNorm(_BatchNorm):
@@ -346,7 +391,8 @@ class Spread:
             return
         if self.sync_batchnorm:
             synchronise_batchnorm(method, self.device)
-        own = [name for name, tensor in _tensors(method) if getattr(tensor, "sharded", False)]
+        heads = partial_heads(method)
+        own = [f"{name}.{part}" for name in heads for part in ("weight", "sampled")]
         method._ddp_params_and_buffers_to_ignore = own  # type: ignore[assignment]
         if not self.fsdp:
             return
@@ -354,6 +400,8 @@ class Spread:
         from torch.distributed.fsdp import fully_shard
 
         self._whole = copy.deepcopy(method) if rank() == 0 else None
+        for head in partial_heads(self._whole).values() if self._whole is not None else ():
+            head.weight = head.weight[:0]
         for name, tensor in _tensors(method):
             if name not in own:
                 dist.broadcast(tensor.data, src=0)
@@ -368,11 +416,15 @@ class Spread:
         """The method with all of its weights, for rank 0 to save; every rank must call it."""
         if not self.fsdp:
             return method
-        state = {key: _full(value) for key, value in method.state_dict().items()}
+        state = self.whole_tensors(method.state_dict())
         if self._whole is None:
             return method
         self._whole.load_state_dict(state)
         return self._whole
+
+    def whole_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of such a method's, whole, for rank 0 to save; every rank must call it."""
+        return {key: _full(value) for key, value in tensors.items()}
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimiser's state with whole tensors, for rank 0 to save; every rank must call it."""
@@ -421,3 +473,117 @@ def _blocks(encoder: nn.Module) -> Iterator[nn.Module]:
 
 def _full(value: Any) -> Any:
     return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
+
+
+def partial_heads(method: nn.Module) -> dict[str, PartialHead]:
+    """The heads of a method whose classes are split over the ranks, by name."""
+    return {name: module for name, module in method.named_modules() if isinstance(module, PartialHead)}
+
+
+def save_classes(method: nn.Module, folder: Path) -> None:
+    """Rank 0 writes ``classes.safetensors``: the classes of all ranks, a piece at a time, as if there were one rank.
+
+    The other ranks call :func:`send_classes` meanwhile. Nothing is written for a method without such heads.
+
+    Raises:
+        LrfaceError: the disk is full or cannot be written.
+    """
+    layout = _layout(method)
+    if not layout:
+        return
+    ask_for_help()
+    header: dict[str, Any] = {}
+    end = 0
+    for key, shape, _ in layout:
+        start, end = end, end + 4 * math.prod(shape)
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    problem: OSError | None = None
+    path = folder / CLASSES
+    try:
+        file = path.open("wb")
+        file.write(struct.pack("<Q", len(text)) + text)
+    except OSError as error:
+        problem, file = error, open(os.devnull, "wb")  # noqa: SIM115  # the others send all the same
+    with file:
+        for piece in _pieces(layout):
+            try:
+                file.write(piece.numpy())
+            except OSError as error:
+                problem = problem or error
+    if problem is not None:
+        raise explain(problem, path) from problem
+
+
+def send_classes(method: nn.Module) -> None:
+    """What the other ranks do while rank 0 is in :func:`save_classes`."""
+    for _ in _pieces(_layout(method)):
+        pass
+
+
+def load_classes(method: nn.Module, folder: Path, momentum: bool = True) -> None:
+    """Give each of the method's split heads this rank's classes of a checkpoint, of however many ranks it is.
+
+    Args:
+        momentum: the optimiser's state too, and not the weights alone.
+
+    Raises:
+        LrfaceError: the file is missing or broken, or of other classes.
+    """
+    for name, head in partial_heads(method).items():
+        path = folder / CLASSES
+        try:
+            with safe_open(path, "pt") as file:
+                rows = {}
+                for key in file.keys():  # noqa: SIM118  # it is no dictionary
+                    part = key.removeprefix(f"{name}.")
+                    if part == key or not (momentum or part == "weight"):
+                        continue
+                    values = file.get_slice(key)
+                    wanted = [head.identities, *([head.weight.shape[1]] if part != "step" else [])]
+                    if values.get_shape() != wanted:
+                        raise LrfaceError(
+                            f"{path}: {key} has shape {values.get_shape()}, the head's classes {wanted}; it is of other "
+                            "data or of another embedding"
+                        )
+                    rows[part] = values[head.first : head.first + len(head.weight)]
+        except FileNotFoundError as error:
+            raise LrfaceError(
+                f"{path} does not exist: the checkpoint has no classes of a partial head; choose another place with "
+                "out=DIR, or --restart"
+            ) from error
+        except (SafetensorError, OSError) as error:
+            raise LrfaceError(f"{path} is no readable safetensors file ({error})") from error
+        if "weight" not in rows:
+            raise LrfaceError(f"{path} has no {name}.weight; choose another place with out=DIR, or --restart")
+        head.load_rows(rows)
+
+
+def _layout(method: nn.Module) -> list[tuple[str, list[int], tuple[PartialHead, Tensor]]]:
+    """Name and shape, over all ranks, of what the split heads keep, and this rank's rows of it."""
+    return [
+        (f"{name}.{part}", [head.identities, *rows.shape[1:]], (head, rows))
+        for name, head in partial_heads(method).items()
+        for part, rows in sorted(head.rows().items())
+    ]
+
+
+def _pieces(layout: list[tuple[str, list[int], tuple[PartialHead, Tensor]]]) -> Iterator[Tensor]:
+    """On rank 0 every piece of every tensor in its order; on the others nothing of use, while they send theirs."""
+    for _, shape, (head, rows) in layout:
+        step = max(1, PIECE // (4 * math.prod(shape[1:])))
+        for owner in range(head.ranks):
+            first, last = head.identities * owner // head.ranks, head.identities * (owner + 1) // head.ranks
+            for start in range(first, last, step):
+                count = min(step, last - start)
+                if owner == head.rank:
+                    piece = rows[start - first : start - first + count].detach().cpu().contiguous()
+                    if owner:
+                        dist.send(piece, 0)
+                    else:
+                        yield piece
+                elif head.rank == 0:
+                    piece = torch.empty(count, *shape[1:])
+                    dist.recv(piece, owner)
+                    yield piece

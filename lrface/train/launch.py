@@ -21,6 +21,7 @@ from lrface.errors import UsageError
 
 PIPE = "LRFACE_LAUNCHER_PIPE"  # number of the descriptor that closes when the launcher ends
 GRACE = 10.0  # seconds that ranks get to end by themselves after one has failed
+CONSEQUENCE = 3  # exit code of a rank that ends because of another
 LOST = "lost contact with the other ranks"
 
 
@@ -206,10 +207,8 @@ def launch(
                 )
             )
         codes = _watch(children, forwarded)
-        if signal.SIGINT in forwarded and set(codes) <= {0, 130}:
-            return 130
-        if not any(codes):
-            return 0
+        if set(codes) <= _good(forwarded):
+            return codes[0] if codes[0] != CONSEQUENCE else 0
         return _report(codes, children, outputs, first, devices * nodes, say)
     finally:
         for child in children:
@@ -225,13 +224,17 @@ def launch(
         os.close(theirs)
 
 
+def _good(forwarded: Sequence[int]) -> set[int]:
+    """Exit codes that are no failure: when all were told to stop, one may have lost others that already had."""
+    return {0, 130, CONSEQUENCE} if forwarded else {0}
+
+
 def _watch(children: Sequence[subprocess.Popen[bytes]], forwarded: Sequence[int]) -> list[int]:
     """Exit codes of all, 0 for those that had to be killed because another had failed."""
     failed_at: float | None = None
     while True:
         codes = [child.poll() for child in children]
-        good = (0, 130) if signal.SIGINT in forwarded else (0,)
-        if failed_at is None and any(code is not None and code not in good for code in codes):
+        if failed_at is None and any(code is not None and code not in _good(forwarded) for code in codes):
             failed_at = time.monotonic()
         if None not in codes:
             return [code or 0 for code in codes]
@@ -262,7 +265,7 @@ def _report(
         words.append(text)
     # A rank that was killed did not choose to end; one that only lost the others is no cause.
     failed = [local for local, code in enumerate(codes) if code]
-    local = min(failed, key=lambda index: (codes[index] > 0, LOST in words[index], codes[index] == 3, index))
+    local = min(failed, key=lambda index: (codes[index] > 0, codes[index] == CONSEQUENCE, index))
     code, who = codes[local], f"rank {first + local} of {ranks} (process {children[local].pid})"
     go_on = "the other ranks were stopped; the same command goes on from the last checkpoint"
     if code < 0:

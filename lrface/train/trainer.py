@@ -24,8 +24,22 @@ from lrface.train.checkpoint import (
     load_training_state,
     random_state,
     remove_leftovers,
-    restore_random_state,
     save_checkpoint,
+)
+from lrface.train.distributed import (
+    NoLog,
+    Spread,
+    from_first,
+    gathered,
+    largest,
+    load_classes,
+    on_first,
+    partial_heads,
+    rank,
+    restore_random,
+    save_classes,
+    seed_rank,
+    send_classes,
 )
 from lrface.train.failures import (
     Replay,
@@ -153,6 +167,7 @@ class Trainer:
             backward pass: less memory for about a third more time; the same gradients and statistics.
         log_every: steps between log rows.
         tensorboard: write TensorBoard events beside the CSV.
+        strategy, sync_batchnorm: of a run of several ranks, see :class:`lrface.train.distributed.Spread`.
         show_progress: draw the bar.
     """
 
@@ -169,6 +184,8 @@ class Trainer:
         checkpoint_activations: bool = False,
         log_every: int = 10,
         tensorboard: bool = True,
+        strategy: str = "auto",
+        sync_batchnorm: bool | None = None,
         show_progress: bool = True,
     ):
         if precision not in PRECISIONS:
@@ -199,29 +216,34 @@ class Trainer:
         self.checkpoint_activations = checkpoint_activations
         self.log_every = log_every
         self.tensorboard = tensorboard
-        self.show_progress = show_progress
+        self.show_progress = show_progress and rank() == 0
         if threads is not None:
             torch.set_num_threads(threads)
-        from lightning_fabric import Fabric
-
         # Their notes on precision and on a missing CUDA toolkit would stand between a user and the progress bar.
         for name in ("lightning_fabric", "lightning.fabric", "torch.utils.cpp_extension"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        self.fabric = Fabric(accelerator=self.device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+        self.spread = Spread(self.device, PRECISIONS[precision], strategy, sync_batchnorm)
+        self.fabric = self.spread.fabric
 
     def ready(self, stage: Stage, resume: bool = True) -> "Ready":
         """The stage with everything built, at its newest checkpoint if there is one and ``resume``."""
         method = stage.method
         if self.channels_last:
             method.to(memory_format=torch.channels_last)
-        groups = parameter_groups(method, stage.optimiser)
-        found = latest_checkpoint(stage.folder) if resume else None
+        found = from_first(latest_checkpoint(stage.folder) if resume else None)
         state = averaged = None
         if found is not None:
             state = load_training_state(found)
             averaged = load_parts(found)
             fill(method, averaged if state.weights is None else state.weights, f"checkpoint {found}")
+            load_classes(method, found)
+        if self.spread.fsdp and stage.ema is not None:
+            raise UsageError(f"stage {stage.name!r}: ema needs whole weights; set trainer.strategy=ddp")
+        self.spread.prepare(method)
+        groups = parameter_groups(method, stage.optimiser)
         optimiser = build_optimiser(stage.optimiser, groups, fused=self.precision != "float16")
+        for head in partial_heads(method).values():
+            head.attach(optimiser)
         method.train()
         if self.checkpoint_activations:
             recompute_activations(method.encoder)
@@ -232,7 +254,7 @@ class Trainer:
             self.fabric, model, method, optimiser, wrapped, stage.accumulate, stage.optimiser.clip_norm
         )
         if state is not None:
-            load_optimiser(optimiser, state.optimiser, found)
+            load_optimiser(optimiser, self.spread.own_state(state.optimiser, optimiser), found)
             if state.extra:
                 method.set_extra_state(state.extra)
             if take.scaler is not None and state.scaler:
@@ -248,17 +270,19 @@ class Trainer:
                 key the method needs, a checkpoint does not fit, the disk is full.
             Interrupted: a signal asked to stop; a checkpoint of the last step was written.
         """
-        remove_leftovers(stage.folder)
+        on_first(lambda: remove_leftovers(stage.folder))
         ready = self.ready(stage)
         if ready.first >= stage.steps:
             assert ready.found is not None
             return StageResult(stage.steps, ready.first, 0.0, 0.0, {}, ready.found)
         try:
-            log = MetricsLog(stage.folder, ready.first, self.tensorboard)
+            log = MetricsLog(stage.folder, ready.first, self.tensorboard) if rank() == 0 else NoLog()
         except OSError as error:
             raise explain(error, stage.folder) from error
         if ready.state is not None:
-            restore_random_state(ready.state.random)
+            restore_random(ready.state)
+        else:
+            seed_rank(0)
         try:
             stage.observer.begin(ready.first, stage.method, stage.folder)
             with workers_named(stage.folder):
@@ -267,7 +291,7 @@ class Trainer:
             stage.observer.end()
             log.close()
 
-    def _loop(self, stage: Stage, ready: "Ready", log: MetricsLog) -> StageResult:
+    def _loop(self, stage: Stage, ready: "Ready", log: MetricsLog | NoLog) -> StageResult:
         method, take, average, first = stage.method, ready.take, ready.average, ready.first
         # Reading the loss makes the host wait for the device: free on a CPU, not on a GPU.
         check_every = 1 if self.device == "cpu" else self.log_every
@@ -327,14 +351,16 @@ class Trainer:
                 with nullcontext() if average is None else average.shown():
                     due |= stage.observer.after_step(done, method)
                 mark += time.perf_counter() - watching  # the speed in the log is that of training
-                if due or signals.received is not None:
+                # The ranks stop after the same step, and save together.
+                received, asked = largest(signals.received or 0, int(due))
+                if asked or received:
                     self._check_loss(stage, take, step, batch, random, rate)
                     check_finite(method, stage.name, step)
                     checkpoint = self._save(stage, ready, done)
                     stage.observer.saved(done, checkpoint)
                     saved = done
-                    if signals.received is not None:
-                        raise Interrupted(signals.received, done, checkpoint)
+                    if received:
+                        raise Interrupted(received, done, checkpoint)
         assert checkpoint is not None and saved == stage.steps
         seconds = time.perf_counter() - started
         speed = (stage.steps - first) * stage.batch_size / seconds
@@ -344,19 +370,27 @@ class Trainer:
         method, take, average = stage.method, ready.take, ready.average
         extra = method.get_extra_state() if has_extra_state(method) else {}
         scaler = {} if take.scaler is None else take.scaler.state_dict()
-        state = TrainingState(step, take.optimiser.state_dict(), random_state(), extra, scaler)
+        optimiser = self.spread.optimiser_state(take.optimiser)
+        state = TrainingState(step, optimiser, random_state(), extra, scaler)
+        state.random_of_others = gathered(state.random)[1:]
+        averaged = None if average is None else self.spread.whole_tensors(average.state())
+        whole, kept = self.spread.whole(method), stage.observer.kept()
         card = stage.card
         if average is not None:
             card = {**card, "weights": f"exponential moving average of the trained ones, decay {stage.ema:g}"}
-        return save_checkpoint(
-            stage.folder,
-            method,
-            card,
-            state,
-            self.keep_last,
-            stage.observer.kept(),
-            self.keep_every,
-            None if average is None else average.state(),
+        return on_first(
+            lambda: save_checkpoint(
+                stage.folder,
+                whole,
+                card,
+                state,
+                self.keep_last,
+                kept,
+                self.keep_every,
+                averaged,
+                lambda aside: save_classes(method, aside),
+            ),
+            lambda: send_classes(method),
         )
 
     def _check_loss(
@@ -381,8 +415,9 @@ class Trainer:
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there was no checkpoint yet"
         try:
             path = save_failed(
-                stage.folder,
-                stage.method,
+                # Each rank has a part of the batch.
+                stage.folder / f"rank-{rank()}" if rank() else stage.folder,
+                self.spread.whole(stage.method),
                 stage=stage.name,
                 step=bad,
                 precision=self.precision,
