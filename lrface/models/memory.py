@@ -44,22 +44,18 @@ class _Recomputed:
         return checkpoint(self.own, *inputs, use_reentrant=False, context_fn=self._contexts)
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), self._statistics_kept()
+        return nullcontext(), self._buffers_kept()
 
     @contextmanager
-    def _statistics_kept(self) -> Iterator[None]:
-        """BatchNorm normalises by the batch as before, but its running statistics do not see it a second time."""
-        norms = [
-            part
-            for part in self.block.modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
-            and part.training
-            and part.track_running_stats
-        ]
-        for part in norms:
-            part.track_running_stats = False
+    def _buffers_kept(self) -> Iterator[None]:
+        """The second forward pass works on copies: running statistics of BatchNorm do not see a batch twice."""
+        own = [(part, dict(part._buffers)) for part in self.block.modules() if part._buffers]
+        for part, buffers in own:
+            part._buffers.update(
+                {key: None if value is None else value.clone() for key, value in buffers.items()}
+            )
         try:
             yield
         finally:
-            for part in norms:
-                part.track_running_stats = True
+            for part, buffers in own:
+                part._buffers.update(buffers)

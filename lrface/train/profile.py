@@ -1,5 +1,6 @@
 """Where the time of a training step goes: a few dozen steps, a trace, and a reading of one screen."""
 
+import os
 import resource
 import sys
 import time
@@ -86,6 +87,7 @@ def profile_stage(trainer: Trainer, stage: Stage, trace: Path) -> Reading:
     Raises:
         LrfaceError: as :meth:`Trainer.fit`; the trace cannot be written.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes, of no use to a user
     take = trainer.ready(stage, resume=False).take
     device = trainer.fabric.device
 

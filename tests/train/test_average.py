@@ -1,0 +1,67 @@
+import torch
+from torch import nn
+
+from lrface.train.average import AveragedWeights
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def move(module: nn.Module, step: int) -> None:
+    """Something that changes weights, running statistics and the counter of batches."""
+    torch.manual_seed(step)
+    module(torch.randn(5, 3))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+
+
+def test_the_average_is_the_formula():
+    module = network()
+    module[2].requires_grad_(False)
+    average = AveragedWeights(module, 0.6)
+    expected = {key: value.clone() for key, value in module.state_dict().items()}
+    for step in range(30):
+        move(module, step)
+        average.update(step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                expected[key] = decay * expected[key] + (1 - decay) * value
+    state = average.state()
+    assert set(state) == set(expected)
+    for key in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
+        torch.testing.assert_close(state[key], expected[key])
+        assert not torch.allclose(state[key], module.state_dict()[key])
+    assert state["1.num_batches_tracked"] == 30
+    assert torch.equal(state["2.weight"], network()[2].weight)
+    assert "2.weight" not in average.values  # frozen: not stored twice
+
+
+def test_the_averaged_weights_are_shown_and_put_back():
+    module = network()
+    average = AveragedWeights(module, 0.5)
+    for step in range(3):
+        move(module, step)
+        average.update(step)
+    own = {key: value.clone() for key, value in module.state_dict().items()}
+    averaged = {key: value.clone() for key, value in average.state().items()}
+    with average.shown():
+        assert all(torch.equal(value, averaged[key]) for key, value in module.state_dict().items())
+    assert all(torch.equal(value, own[key]) for key, value in module.state_dict().items())
+    assert all(torch.equal(value, averaged[key]) for key, value in average.state().items())
+    assert not torch.equal(own["0.weight"], averaged["0.weight"])
+
+
+def test_it_goes_on_from_a_state():
+    module = network()
+    average = AveragedWeights(module, 0.9)
+    for step in range(2):
+        move(module, step)
+        average.update(step)
+    state = {key: value.clone() for key, value in average.state().items()}
+    again = AveragedWeights(module, 0.9, state)
+    assert all(torch.equal(value, state[key]) for key, value in again.state().items())
