@@ -90,6 +90,14 @@ Resolutions = Annotated[str, typer.Option("--resolutions", help="Test sizes in p
 Pairs = Annotated[Path | None, typer.Option("--pairs", help="pairs.txt for a folder that has none in it.")]
 Down = Annotated[str, typer.Option("--down", help="Kernel down: nearest, area, bilinear, bicubic.")]
 Up = Annotated[str, typer.Option("--up", help="Kernel up again: nearest, area, bilinear, bicubic.")]
+FaceQuality = Annotated[
+    str,
+    typer.Option(
+        "--quality",
+        help="norm: length of the feature; reconstruction: also the error of what the model's decoder draws (runs of "
+        "QualNet).",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")]
 ImageBatch = Annotated[int, typer.Option("--batch-size", help="Images embedded at once.")]
@@ -142,6 +150,17 @@ def train(
     check: Annotated[
         bool, typer.Option("--check", help="Only check the recipe and print it resolved.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Only take a few dozen steps of the first stage: where their time goes, and a trace in OUT/profile.",
+        ),
+    ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", help="Only run a batch again that failed, saved in OUT/stages/STAGE/failed."),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Train a recipe, from where the same command stopped last time.
@@ -154,6 +173,7 @@ def train(
         from dataclasses import asdict
 
         from lrface import config, recipes
+        from lrface.train import launch
         from lrface.train.signals import Interrupted
 
         loaded = recipes.load_recipe(recipe, overrides or [])
@@ -162,13 +182,30 @@ def train(
                 recipes.build_method(loaded, stage, identities=2)
             print_json(config.to_plain(loaded)) if json_output else print(config.to_yaml(loaded), end="")
             return
+        if profile or replay:
+            from lrface import diagnose
+
+            found = (
+                diagnose.replay_failed(loaded, replay, data=data, say=say)
+                if replay
+                else diagnose.profile_recipe(loaded, data=data, say=say)
+            )
+            print_json(asdict(found)) if json_output else print(found)
+            return
+        if launch.wanted(loaded.trainer.devices, loaded.trainer.nodes):
+            launch.check_batch(loaded.data.batch_size, loaded.trainer.devices * loaded.trainer.nodes)
+            command = [sys.executable, "-m", "lrface.cli", *sys.argv[1:]]
+            raise typer.Exit(launch.launch(command, loaded.trainer.devices, loaded.trainer.nodes, say))
         try:
             summary = recipes.run_recipe(
                 loaded, data=data, restart=restart, accept_changes=accept_changes, say=say
             )
         except Interrupted as stopped:
-            say(str(stopped))
+            if launch.is_first():
+                say(str(stopped))
             raise typer.Exit(stopped.exit_code) from stopped
+        if not launch.is_first():
+            return
         for entry in summary.stages:
             if "seconds" in entry:
                 say(
@@ -223,6 +260,44 @@ def list_recipes(
             raise UsageError(f"{target} exists; give another file name")
         write_text(target, path.read_text(encoding="utf-8"))
         say(f"copied to {target}; train it with: lrface train {target}")
+
+
+@app.command()
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDER]... | compare RUN RUN...",
+            help="Folders that runs are looked for in, default: runs; or compare and two runs or more.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="With compare: draw losses and validation accuracies, FILE.png."),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """List the runs of `lrface train` in a folder, or compare some side by side.
+
+    A list says of each run how far it is, whether a process is working on it, its speed, loss and accuracy on held-out
+    identities. A comparison shows the keys of the recipes that differ, and what the runs came to.
+    """
+    with errors_for_users():
+        from lrface.errors import UsageError
+        from lrface.runs import compare_runs, draw_comparison, list_runs, runs_table
+
+        places = folders or [Path("runs")]
+        if str(places[0]) != "compare":
+            if plot is not None:
+                raise UsageError("--plot belongs to lrface runs compare RUN RUN...")
+            reports = [report for place in places for report in list_runs(place)]
+            print_json({"runs": [r.to_dict() for r in reports]}) if json_output else print(runs_table(reports))
+            return
+        comparison = compare_runs(places[1:])
+        if plot is not None:
+            draw_comparison(comparison, plot)
+            say(f"written: {plot}")
+        print_json(comparison.to_dict()) if json_output else print(comparison.to_text())
 
 
 def parse_sizes(text: str) -> list[int]:
@@ -432,6 +507,7 @@ def verify(
             "--report", help="Write one self-contained page: FILE.html with tables, curves, worst errors."
         ),
     ] = None,
+    quality: FaceQuality = "norm",
     keep_features: KeepFeatures = True,
     json_output: Json = False,
 ) -> None:
@@ -469,6 +545,7 @@ def verify(
             benchmark,
             sizes,
             native=native,
+            quality=quality,
             data=data,
             pairs=pairs,
             keep_features=keep_features,
@@ -714,14 +791,7 @@ def embed(
     batch_size: FaceBatch = 64,
     detector_model: DetectorModel = None,
     fallback: Fallback = "skip",
-    quality: Annotated[
-        str,
-        typer.Option(
-            "--quality",
-            help="norm: length of the feature; reconstruction: also the error of what the model's decoder draws (runs of "
-            "QualNet).",
-        ),
-    ] = "norm",
+    quality: FaceQuality = "norm",
     workers: Annotated[
         int | None, typer.Option("--workers", help="Threads that decode, or with --engine ray actors.")
     ] = None,

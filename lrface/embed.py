@@ -1458,6 +1458,22 @@ class FaceEmbedder:
             good.numpy(),
         )
 
+    def reconstruction_errors(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Mean absolute difference between each aligned crop and what the model's decoder draws of it.
+
+        Args:
+            images: as in :meth:`embed_tensor`.
+
+        Returns:
+            float32 [n], on the CPU.
+
+        Raises:
+            UsageError: the model was loaded without ``quality="reconstruction"``.
+        """
+        if not self._reconstructs:
+            raise UsageError('reconstruction errors need load_embedder(..., quality="reconstruction")')
+        return torch.cat([self._with_errors(part)[1] for part in images.split(batch_size)])
+
     @property
     def _reconstructs(self) -> bool:
         return isinstance(self._network, _TorchNetwork) and self._network.decoder is not None

@@ -1,6 +1,6 @@
 """Models on benchmarks: what `lrface verify` does. Above embed and benchmarks, below the command line."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,16 @@ class VerificationRun:
         """What ``--json`` prints."""
         return {"results": self.rows, "resolution_areas": self.areas, "comparisons": self.comparisons}
 
-    def page(self, title: str = "Verification at every resolution", lead: str = "") -> str:
-        """The report as one HTML page that needs nothing else; ``lead`` is HTML put before the curves."""
+    def page(
+        self,
+        title: str = "Verification at every resolution",
+        lead: str = "",
+        further: Callable[[Mapping[str, str]], Sequence[str]] = lambda short: [],
+    ) -> str:
+        """The report as one HTML page that needs nothing else; ``lead`` and ``further`` as in
+        :func:`lrface.benchmarks.page.verification_page`."""
         return verification_page(
-            self.evaluations, self.models, self.rows, self.areas, self.comparisons, title, lead
+            self.evaluations, self.models, self.rows, self.areas, self.comparisons, title, lead, further
         )
 
 
@@ -107,6 +113,7 @@ def verify_models(
     matrix: bool = False,
     degrade: Sequence[Condition] = (),
     native: bool = False,
+    quality: str = "norm",
     show_progress: bool = True,
     say: Callable[[str], None] = lambda message: None,
     assume: bool = True,
@@ -116,10 +123,15 @@ def verify_models(
     Models are named as in :func:`lrface.embed.parse_model`. Of a file of others whose input nobody describes,
     ``say`` is told which convention is assumed; without ``assume`` it is refused (UsageError).
 
+    With ``quality`` "reconstruction" the report also refuses pairs by the error of what a QualNet's decoder draws.
+
     ``keep_features`` keeps features below the cache folder by the content of model, preparation and image, so that
     the same call is instant the second time.
     """
-    embedders = {path: open_model(path, device=device, precision=precision) for path in dict.fromkeys(models)}
+    embedders = {
+        path: open_model(path, device=device, precision=precision, quality=quality)
+        for path in dict.fromkeys(models)
+    }
     for embedder in embedders.values():
         check_described(embedder, say, assume)
     run = VerificationRun()
@@ -155,6 +167,7 @@ def verify_models(
                 matrix=matrix,
                 degrade=degrade,
                 native=native,
+                reconstruction_errors=embedder.reconstruction_errors if quality == "reconstruction" else None,
                 store=feature_stores(embedder, cache, flip=flip, down=down, up=up) if keep_features else None,
             )
             run.evaluations[path, pairs_set.name] = found

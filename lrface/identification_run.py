@@ -34,7 +34,7 @@ from lrface.benchmarks.identification import (
     pool_templates,
     without_identities,
 )
-from lrface.benchmarks.identification_page import identification_page
+from lrface.benchmarks.identification_page import identification_page, identification_sections
 from lrface.benchmarks.ijb import (
     GALLERIES,
     SETS,
@@ -139,16 +139,18 @@ class IdentificationRun:
         """What ``--json`` prints."""
         return {"results": self.rows, "deviations": self.notes}
 
-    def page(self, title: str = "Identification") -> str:
-        """The report as one HTML page that needs nothing else."""
-        return identification_page(
-            self.rows,
-            [curves.cmc for curves in self.curves],
-            [curves.opened for curves in self.curves],
-            self.models,
-            self.notes,
-            title,
-        )
+    def page(self, title: str = "Identification", lead: str = "") -> str:
+        """The report as one HTML page that needs nothing else; ``lead`` is HTML put before the curves."""
+        cmc, opened = self._drawn()
+        return identification_page(self.rows, cmc, opened, self.models, self.notes, title, lead)
+
+    def sections(self, short: Mapping[str, str]) -> list[str]:
+        """What the page shows of the rows, as HTML, with short names of models."""
+        rows = [{**row, "model": short[row["model"]]} for row in self.rows]
+        return identification_sections(rows, *self._drawn(), self.notes)
+
+    def _drawn(self) -> tuple[list[NDArray[np.float64] | None], list[OpenSet | None]]:
+        return [curves.cmc for curves in self.curves], [curves.opened for curves in self.curves]
 
 
 # --------------------------------------------------------------------------------------------------------- sets

@@ -133,19 +133,28 @@ class SuiteRun:
         return "\n\n".join(part for part in parts if part)
 
     def page(self) -> str:
-        """The report as one HTML page: the tables, then everything that `lrface verify --report` shows."""
+        """The report as one HTML page: the tables, then everything that `lrface verify --report` and `lrface identify
+        --report` show."""
         missing = (
             f'<p class="note">Not found, so not in the tables: {html.escape(", ".join(self.missing))}.</p>'
             if self.missing
             else ""
         )
         lead = "".join(table.to_html() for table in self.tables) + missing
-        if not self.verification.evaluations:
-            raise LrfaceError(
-                f"a report of suite {self.suite} needs a verification benchmark; for identification alone take `lrface "
-                "identify --report`"
+        title, runs = f"Suite {self.suite}", list(self.identification.values())
+        if self.verification.evaluations:
+            return self.verification.page(
+                title, lead, lambda short: [part for run in runs for part in run.sections(short)]
             )
-        return self.verification.page(f"Suite {self.suite}", lead)
+        if not runs:
+            raise LrfaceError(f"a report of suite {self.suite} needs at least one of its benchmarks")
+        together = IdentificationRun(
+            rows=[row for run in runs for row in run.rows],
+            curves=[curve for run in runs for curve in run.curves],
+            models=runs[0].models,
+            notes=[note for run in runs for note in run.notes],
+        )
+        return together.page(title, lead)
 
 
 def run_suite(

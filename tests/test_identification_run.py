@@ -1,6 +1,7 @@
 """`lrface identify` and template verification end to end, on miniatures in the official layouts."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 import lrface.identification_run as runs
 from lrface.benchmarks.conditions import Condition
 from lrface.benchmarks.faces import FileFaces, as_crop, face_features
+from lrface.benchmarks.packs import write_pack
 from lrface.cli import app
-from lrface.data.synthetic import SyntheticFaces
+from lrface.data.synthetic import SyntheticFaces, verification_pairs
 from lrface.embed import load_embedder
 from lrface.errors import LrfaceError, UsageError
 from lrface.identification_run import (
@@ -457,3 +459,34 @@ def test_several_models_are_rows_of_one_table(tinyface, pooled_model, tmp_path):
     assert [row["model"] for row in run.rows] == [str(pooled_model)] * 3 + [str(other)] * 3
     assert [{**row, "model": ""} for row in first] == [{**row, "model": ""} for row in second]
     assert len(run.models) == 2 and "other.onnx" in run.page()
+
+
+def test_a_suite_reports_identification_alone_and_beside_verification(
+    tinyface, pooled_model, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("LRFACE_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LRFACE_CACHE", str(tmp_path / "cache"))
+    model = f"{pooled_model}@colour=RGB"
+    command = ["bench", model, "--data", str(tinyface), "--report", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    alone = (tmp_path / "page.html").read_text()
+    assert "Suite paper" in alone and "Table 5" in alone and "Not the official set" in alone
+    faces = SyntheticFaces(6, 4)
+    left, right, same = verification_pairs(faces, 20)
+    files = [
+        cv2.imencode(".png", faces.image(int(index))[..., ::-1])[1].tobytes()
+        for pair in zip(left, right, strict=True)
+        for index in pair
+    ]
+    write_pack(tmp_path / "drawn.bin", files, same)
+    done = CliRunner().invoke(
+        app, [*command, "--benchmark", str(tmp_path / "drawn.bin"), "--resolutions", "112,28"]
+    )
+    assert done.exit_code == 0, done.output
+    both = (tmp_path / "page.html").read_text()
+    for text in ("Table 5", "drawn: accuracy against resolution", "Not the official set"):
+        assert text in both
+    identifiers = re.findall(r'\bid="([^"]+)"', both)
+    assert len(identifiers) == len(set(identifiers))

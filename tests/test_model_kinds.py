@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import onnx
 import pyarrow.parquet as pq
@@ -12,9 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lrface import load_embedder
+from lrface.benchmarks.conditions import Condition
 from lrface.benchmarks.packs import write_pack
+from lrface.benchmarks.verification import VerificationSet, evaluate_verification
 from lrface.calibrate import calibrate
 from lrface.cli import app
+from lrface.data.synthetic import SyntheticFaces, verification_pairs
+from lrface.degrade.resolution import resample
 from lrface.embed import described_beside, open_model, parse_model
 from lrface.errors import LrfaceError, UsageError
 from lrface.evaluation import feature_stores, verify_models
@@ -40,8 +45,6 @@ def picture(seed, size=112):
 @pytest.fixture
 def pack(tmp_path):
     """20 pairs of pictures, as a verification pack."""
-    import cv2
-
     files = [
         cv2.imencode(".png", picture(number // 2 if number % 4 < 2 else number))[1].tobytes()
         for number in range(40)
@@ -330,3 +333,47 @@ def test_where_there_is_no_decoder(runs, net, tmp_path):
     (last / "model.json").write_text(json.dumps({**card, "weights_sha256": "0" * 64}))
     with pytest.raises(LrfaceError, match="a checkpoint of another model"):
         load_embedder(alone, quality="reconstruction")
+
+
+def test_verification_refuses_pairs_by_reconstruction_error(runs, tmp_path, monkeypatch):
+    """The curve on the page is that of errors measured image by image at each size."""
+    monkeypatch.setenv("LRFACE_CACHE", str(tmp_path))
+    faces = SyntheticFaces(8, 3)
+    left, right, same = verification_pairs(faces, 24)
+    benchmark = VerificationSet.from_source(faces, left, right, same, "drawn")
+    embedder = load_embedder(runs / "qualnet_lm", quality="reconstruction")
+    found = evaluate_verification(
+        embedder.embed_tensor,
+        benchmark,
+        (112, 28),
+        progress=False,
+        reconstruction_errors=embedder.reconstruction_errors,
+    )
+    small = found.errors[Condition(size=28)]
+    tensors = resample(torch.from_numpy(benchmark.images).permute(0, 3, 1, 2).float() / 255, 28)
+    with torch.inference_mode():
+        drawn = embedder._network.decoder(embedder._network._encoder.features(tensors)).clamp(0, 1)
+    np.testing.assert_allclose(small, (drawn - tensors).abs().mean(dim=(1, 2, 3)).numpy(), atol=1e-5)
+    pack = tmp_path / "drawn.bin"
+    images = [
+        cv2.imencode(".png", benchmark.images[index][..., ::-1])[1].tobytes()
+        for pair in zip(benchmark.left, benchmark.right, strict=True)
+        for index in pair
+    ]
+    write_pack(pack, images, benchmark.same)
+    command = [
+        "verify",
+        "--model",
+        str(runs / "qualnet_lm"),
+        "--benchmark",
+        str(pack),
+        "--resolutions",
+        "112,28",
+    ]
+    command += ["--quality", "reconstruction", "--report", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page.html").read_text()
+    assert "error against refusal, feature length" in page and "error against refusal, reconstruction" in page
+    with pytest.raises(UsageError, match="quality"):
+        load_embedder(runs / "qualnet_lm").reconstruction_errors(tensors)

@@ -188,7 +188,7 @@ def test_broken_benchmarks_and_models_give_no_table(root, tmp_path, images):
         ((root / "first", "--data", tmp_path / "missing"), "bob"),
         ((root / "first", "--data", odd), "agedb_30.bin"),
         ((f"{tmp_path / 'nan.onnx'}@colour=RGB", "--data", root), "not finite"),
-        ((f"{tmp_path / 'small.onnx'}@colour=RGB", "--data", root), "64, 64"),
+        ((f"{tmp_path / 'small.onnx'}@colour=RGB", "--data", root), "64x64"),
     ):
         done = bench(*arguments, "--json")
         assert done.exit_code in (1, 2) and not done.stdout, done.output

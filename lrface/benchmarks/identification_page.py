@@ -258,8 +258,9 @@ def identification_page(
     models: Sequence[ReportModel],
     deviations: Sequence[str] = (),
     title: str = "Identification",
+    lead: str = "",
 ) -> str:
-    """The page as text.
+    """The page as text; ``lead`` is HTML put before the curves.
 
     Args:
         rows: those of :class:`lrface.identification_run.IdentificationRun`.
@@ -283,7 +284,22 @@ def identification_page(
         f"<h1>{escape(title)}</h1>",
         f'<p class="note">lrface {escape(lrface.__version__)}, {made}. Models: '
         f"{', '.join(escape(name) for name in short.values())}. Benchmarks: {', '.join(map(escape, names))}.</p>",
+        lead,
+        *identification_sections(rows, matches, opened, deviations),
+        how_measured(models, short),
     ]
+    return document(title, parts)
+
+
+def identification_sections(
+    rows: Rows,
+    matches: Sequence[NDArray[np.float64] | None],
+    opened: Sequence[OpenSet | None],
+    deviations: Sequence[str] = (),
+) -> list[str]:
+    """What a page shows of the rows: curves, their table, what was compared; see :func:`identification_page`."""
+    parts = []
+    names = list(dict.fromkeys(str(row["benchmark"]) for row in rows))
     for name in names:
         chosen = [number for number, row in enumerate(rows) if row["benchmark"] == name]
         own = [rows[number] for number in chosen]
@@ -300,5 +316,4 @@ def identification_page(
     parts.append("<h2>What was compared</h2>")
     parts += [f"<p>{escape(note)}.</p>" for note in _notes(rows)]
     parts += [f"<p><b>Not the official set:</b> {escape(text)}.</p>" for text in deviations]
-    parts.append(how_measured(models, short))
-    return document(title, parts)
+    return parts

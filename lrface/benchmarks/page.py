@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -407,16 +407,36 @@ def _scatter(name: str, evaluation: Evaluation) -> str:
 
 
 def _rejection(name: str, evaluation: Evaluation) -> str:
-    """Error against the share of pairs refused for the quality of their worse image, where the lengths of the
-    features are known."""
-    if not evaluation.norms:
-        return ""
-    figure, axes = new_axes("share of pairs refused (%)", "error (%)", f"{name}: error against refusal")
+    """Error against the share of pairs refused for the quality of their worse image, for each measure of quality that
+    is known."""
+    return "".join(
+        _rejection_by(name, evaluation, values, measure, words)
+        for values, measure, words in (
+            (
+                evaluation.norms,
+                "feature length",
+                "the shorter of their two features (feature length as quality)",
+            ),
+            (
+                {condition: -errors for condition, errors in evaluation.errors.items()},
+                "reconstruction",
+                "the larger of their two reconstruction errors (the decoder's drawing against the image)",
+            ),
+        )
+        if values
+    )
+
+
+def _rejection_by(
+    name: str, evaluation: Evaluation, values: Mapping[Condition, NDArray[Any]], measure: str, words: str
+) -> str:
+    title = f"{name}: error against refusal, {measure}"
+    figure, axes = new_axes("share of pairs refused (%)", "error (%)", title)
     for number, index in enumerate(_same_size(evaluation)):
         row = evaluation.rows[index]
         size = row["probe_size"]
-        norms = evaluation.norms[Condition() if size == evaluation.benchmark.size else Condition(size=size)]
-        quality = np.minimum(norms[evaluation.benchmark.left], norms[evaluation.benchmark.right])
+        known = values[Condition() if size == evaluation.benchmark.size else Condition(size=size)]
+        quality = np.minimum(known[evaluation.benchmark.left], known[evaluation.benchmark.right])
         shares, errors = error_against_refusal(~evaluation.right[index], quality)
         axes.plot(
             100 * shares,
@@ -428,8 +448,7 @@ def _rejection(name: str, evaluation: Evaluation) -> str:
     axes.legend(frameon=False, fontsize=9)
     return figure_html(
         figure,
-        "Pairs are refused by the shorter of their two features (feature length as quality). A falling curve means "
-        "that the model knows when it does not know.",
+        f"Pairs are refused by {words}. A falling curve means that the model knows when it does not know.",
     )
 
 
@@ -523,6 +542,7 @@ def verification_page(
     comparisons: Sequence[Mapping[str, Any]] = (),
     title: str = "Verification at every resolution",
     lead: str = "",
+    further: Callable[[Mapping[str, str]], Sequence[str]] = lambda short: [],
 ) -> str:
     """The page as text.
 
@@ -533,6 +553,7 @@ def verification_page(
         areas: model -> benchmark -> area under the accuracy-resolution curve, percent.
         comparisons: see :class:`lrface.evaluation.VerificationRun`.
         lead: HTML put before the curves.
+        further: gives sections that come last, as HTML; it gets the short names of models.
 
     Raises:
         LrfaceError: there is nothing to show.
@@ -588,6 +609,7 @@ def verification_page(
             "<p class=note>As the model saw them, farthest from the threshold first, an equal share for each size.</p>",
             _worst(evaluation),
         ]
+    parts += further(short)
     parts.append(how_measured(models, short))
     return document(title, parts)
 

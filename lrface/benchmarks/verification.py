@@ -1,7 +1,7 @@
 """Face verification at several resolutions: a set of pairs, and the evaluation of an embedder on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,6 +294,7 @@ class Evaluation:
         right: whether each pair was judged right under the thresholds of the folds, bool [p], of each row.
         features: unit vectors float32 [n, d] of all images, by condition.
         norms: lengths of the features before that, float64 [n], by condition: a measure of quality.
+        errors: reconstruction errors of the images, float32 [n], by condition: another, where it was asked for.
     """
 
     benchmark: VerificationSet
@@ -302,6 +303,7 @@ class Evaluation:
     right: list[NDArray[np.bool_]]
     features: dict[Condition, NDArray[np.float32]]
     norms: dict[Condition, NDArray[np.float64]]
+    errors: dict[Condition, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def evaluate_verification(
@@ -319,6 +321,7 @@ def evaluate_verification(
     degrade: Sequence[Condition] = (),
     store: Callable[[Condition], FeatureStore] | None = None,
     native: bool = False,
+    reconstruction_errors: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Verification accuracy of an embedder with both images at each resolution, and across resolutions.
 
@@ -343,6 +346,7 @@ def evaluate_verification(
         store: gives the features kept from earlier calls under a condition.
         native: add a row with both images as they are, broken down by how many pixels of the original span the
             smaller face of a pair.
+        reconstruction_errors: float32 [n, 3, size, size] -> [n]; measured under every condition, as a quality.
 
     Returns:
         Rows with ``benchmark, gallery_size, probe_size, gallery_losses, probe_losses, accuracy, accuracy_interval,
@@ -420,6 +424,21 @@ def evaluate_verification(
             features[condition] = torch.nn.functional.normalize(torch.from_numpy(raw), dim=1).numpy()
 
     found = Evaluation(benchmark, [], [], [], features, norms)
+    if reconstruction_errors is not None:
+        with progress_bar(total, f"reconstruct {benchmark.name}", unit="images", enabled=progress) as bar:
+            for condition in needed:
+                found.errors[condition] = image_features(
+                    lambda images: reconstruction_errors(images)[:, None],
+                    benchmark.images,
+                    condition,
+                    name=benchmark.name,
+                    flip=False,
+                    down=down,
+                    up=up,
+                    batch_size=batch_size,
+                    device=device,
+                    advance=bar.advance,
+                )[:, 0]
     for gallery, probe in combinations:
         left, right = features[gallery][benchmark.left], features[probe][benchmark.right]
         # float64 sums: two equal images then score exactly alike wherever they stand
