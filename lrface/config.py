@@ -51,6 +51,7 @@ class Data:
     path: packed data or a folder of identity folders of aligned crops; looked for as it stands, then below
         the data root (--data, $LRFACE_DATA, ~/.cache/lrface).
     synthetic: the embedded identities instead of a path.
+    batch_size: images of a step, of all ranks together, so that the learning rate is the same on any number of them.
     cache: true keeps all decoded faces in memory, "auto" does so up to 4 GiB.
     sampling: how often the images of each identity are shown.
     """
@@ -160,11 +161,19 @@ class Wandb:
 class Trainer:
     """See lrface.train.trainer.Trainer.
 
+    devices, nodes: ranks on each machine and machines; `lrface train` starts those of one machine. With torchrun or
+        srun both stay 1.
+    timeout_seconds: how long a rank waits for the others before it ends with an error.
     sheet_every: steps between sample sheets (lrface.train.sheets), 0 for none.
     wandb: also log to Weights & Biases.
     """
 
     device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool | None = None
+    timeout_seconds: float = 1800.0
     precision: str = "bfloat16"
     channels_last: bool = True
     compile: str | bool = False

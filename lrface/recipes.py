@@ -5,6 +5,7 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import resources
@@ -35,14 +36,23 @@ from lrface.train.checkpoint import (
     remove_leftovers,
     save_model,
 )
-from lrface.train.distributed import rank
+from lrface.train.distributed import (
+    from_first,
+    load_classes,
+    local_ranks,
+    on_first,
+    process_group,
+    rank,
+    ranks,
+)
+from lrface.train.launch import check_batch
 from lrface.train.observe import Observer, Observers
 from lrface.train.optimisers import Layer, Optimiser
 from lrface.train.record import RECORD, recorded
 from lrface.train.schedule import Schedule
 from lrface.train.sheets import SampleSheets
 from lrface.train.signals import preemptible
-from lrface.train.trainer import Stage, StageResult, Trainer, check_stage
+from lrface.train.trainer import Stage, StageResult, Trainer, check_stage, resolve_device
 from lrface.train.validate import HeldOut, Validation, ValidationSettings, chosen_checkpoint, hold_out
 from lrface.train.wandb import WandbLog, WandbSettings, import_wandb
 
@@ -266,6 +276,9 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
                 "keep_every",
                 "checkpoint_every",
                 "sheet_every",
+                "devices",
+                "nodes",
+                "timeout_seconds",
                 "wandb",
             ):
                 plain.get("trainer", {}).pop(key, None)
@@ -305,6 +318,25 @@ def run_recipe(
     Raises:
         LrfaceError, UsageError: see the messages. lrface.train.trainer.Interrupted: a signal stopped the run.
     """
+    settings = recipe.trainer
+    device = resolve_device(settings.device)
+    with process_group(settings.devices, settings.nodes, device, settings.timeout_seconds):
+        check_batch(recipe.data.batch_size, ranks())
+        main = rank() == 0
+        return _run(
+            recipe, data, restart, accept_changes, show_progress and main, say if main else lambda message: None
+        )
+
+
+def _run(
+    recipe: config.Recipe,
+    data: str | Path | None,
+    restart: bool,
+    accept_changes: bool,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> RunSummary:
+    """See :func:`run_recipe`, in each rank."""
     started = time.perf_counter()
     out = Path(recipe.out or f"runs/{recipe.name}")
     torch.manual_seed(recipe.seed)
@@ -322,7 +354,7 @@ def run_recipe(
     methods = [build_method(recipe, stage, identities) for stage in recipe.stages]
     check_loads(recipe, methods)
     for stage, method in zip(recipe.stages, methods, strict=True):
-        check_stage(stage.name, method, batch_size, stage.accumulate, stage.ema)
+        check_stage(stage.name, method, batch_size // ranks(), stage.accumulate, stage.ema)
     validation, _ = watch_settings(recipe)
     if validation is not None:
         validation.check_input_size(methods[0].encoder.input_size)  # type: ignore[arg-type]
@@ -330,8 +362,18 @@ def run_recipe(
     steps = [stage_steps(stage, epoch_images, batch_size) for stage in recipe.stages]
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
-    with preemptible(), locked(out):
-        _prepare_out(recipe, out, restart, accept_changes)
+    with ExitStack() as stack:
+        stack.enter_context(preemptible())
+
+        def prepare() -> None:
+            stack.enter_context(locked(out))
+            _prepare_out(recipe, out, restart, accept_changes)
+
+        on_first(prepare)
+        if not (out / "recipe.yaml").exists():
+            raise LrfaceError(
+                f"{out} on rank {rank()} is not what rank 0 wrote: `out` must be on a file system that all machines share"
+            )
         summary = RunSummary(
             recipe.name,
             str(out),
@@ -346,20 +388,20 @@ def run_recipe(
             {"name": stage.name, "folder": f"stages/{number}-{stage.name}", "steps": count}
             for number, (stage, count) in enumerate(zip(recipe.stages, steps, strict=True), start=1)
         ]
-        with recorded(out, recipe.name, planned):
+        with recorded(out, recipe.name, planned) if rank() == 0 else nullcontext():
             _run_stages(
                 recipe, source, held_out, source_name, methods, steps, settings, summary, show_progress, say
             )
         summary.weights_sha256 = read_json(out / "model.json", "the card of the model")["weights_sha256"]
         summary.seconds = time.perf_counter() - started
-        if any("seconds" in stage for stage in summary.stages):
+        if any("seconds" in stage for stage in summary.stages) and rank() == 0:
             write_json(out / "summary.json", asdict(summary))
     return summary
 
 
 def build_trainer(recipe: config.Recipe, show_progress: bool, say: Callable[[str], None]) -> Trainer:
     """The recipe's trainer."""
-    watched = ("sheet_every", "wandb")
+    watched = ("sheet_every", "wandb", "devices", "nodes", "timeout_seconds")
     settings = {key: value for key, value in vars(recipe.trainer).items() if key not in watched}
     return Trainer(**{**settings, "compile": wants_compile(recipe, say)}, show_progress=show_progress)
 
@@ -380,6 +422,7 @@ def image_stream(
             recipe.data.workers,
             pin_memory=trainer.device == "cuda",
             sampling=sampling,
+            part=(rank(), ranks()),
         )
 
     return stream
@@ -413,12 +456,12 @@ def _run_stages(
     for index, (stage, method) in enumerate(zip(recipe.stages, methods, strict=True)):
         folder = out / "stages" / f"{index + 1}-{stage.name}"
         steps = planned[index]
-        newest = latest_checkpoint(folder)
+        newest = from_first(latest_checkpoint(folder))
         if newest is None:
             load_start(recipe, stage, method, before, say)
         elif newest.name == f"step-{steps:08d}":
             say(f"stage {stage.name}: complete ({steps} steps)")
-            before, chosen = chosen_checkpoint(folder, watch.choose)
+            before, chosen = on_first(lambda folder=folder: chosen_checkpoint(folder, watch.choose))  # type: ignore[misc]
             summary.stages.append({"name": stage.name, "steps": steps, "resumed_at": steps})
             continue
         else:
@@ -460,13 +503,14 @@ def _run_stages(
                 observer=watch.observer(stage, method, steps, stage_seed),
             )
         )
-        before, chosen = chosen_checkpoint(folder, watch.choose)
+        before, chosen = on_first(lambda folder=folder: chosen_checkpoint(folder, watch.choose))  # type: ignore[misc]
         summary.stages.append(
             {"name": stage.name, **vars(result), "checkpoint": str(before), "chosen": chosen}
         )
     assert before is not None
     final_encoder, final_card = load_model(before)
-    save_model(out, final_encoder, {**final_card, "chosen": chosen, "recipe": config.to_plain(recipe)})
+    final_card = {**final_card, "chosen": chosen, "recipe": config.to_plain(recipe)}
+    on_first(lambda: save_model(out, final_encoder, final_card))
 
 
 class Watch:
@@ -598,16 +642,18 @@ def load_start(
         prefix = f"{part}."
         tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         fill(method.get_submodule(part), tensors, f"{part} of {before}")
+    if "head" in stage.load:
+        load_classes(method, before, momentum=False)
 
 
 def open_dataset(
     recipe: config.Recipe, source: FaceSource, method: Method, show_progress: bool
 ) -> FaceDataset:
-    """Decoded into memory where the recipe wants it and it fits, else decoded as it goes."""
+    """Decoded into the memory of each rank where the recipe wants it and it fits, else decoded as it goes."""
     size: int = method.encoder.input_size  # type: ignore[assignment]
     cache = recipe.data.cache
     if cache not in (True, False, "auto"):
         raise UsageError(f"data.cache must be true, false or auto; found {cache!r}")
-    if cache is True or (cache == "auto" and cache_size(source, size) <= CACHE_LIMIT):
+    if cache is True or (cache == "auto" and cache_size(source, size) * local_ranks() <= CACHE_LIMIT):
         return CachedDataset(source, size, show_progress)
     return FaceDataset(source, size)

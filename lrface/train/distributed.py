@@ -61,6 +61,12 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def local_ranks() -> int:
+    """The processes of this run on this machine."""
+    place = find_place() if ranks() > 1 else None
+    return 1 if place is None else place.local_ranks
+
+
 @contextmanager
 def process_group(devices: int, nodes: int, device: str, timeout_seconds: float) -> Iterator[Place]:
     """Join the other processes of the run for the time of the block; a run of one process joins nothing.

@@ -96,6 +96,22 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place | None:
     return None
 
 
+def is_first() -> bool:
+    """Whether this process speaks for its run: rank 0, or the only one."""
+    place = find_place()
+    return place is None or place.rank == 0
+
+
+def wanted(devices: int, nodes: int) -> bool:
+    """Whether this process is to start the ranks: the recipe asks for several, and nobody has started them.
+
+    Raises:
+        UsageError: a value below 1, or more than there are ranks.
+    """
+    place = find_place()
+    return expected_ranks(devices, nodes, place) > 1 and place is None
+
+
 def first_host(hosts: str) -> str:
     """The first machine of a SLURM list such as ``gpu[03-05,09],login1``."""
     match = re.match(r"([^,\[]*)(?:\[(\w+)[^\]]*\]([^,\[]*))?", hosts)
