@@ -1,13 +1,16 @@
 import copy
 import csv
 import errno
+import json
 import os
+import random
 import signal
 import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.methods.base import Method, StepOutput
 from lrface.train import checkpoint as checkpoint_module
 from lrface.train.checkpoint import checkpoints, load_parts, load_training_state
+from lrface.train.observe import Observer
 from lrface.train.optimisers import Optimiser, check_param_groups, load_optimiser
 from lrface.train.schedule import Schedule
 from lrface.train.signals import Interrupted
@@ -286,7 +290,7 @@ def test_what_kills_left_behind_is_removed(tmp_path):
     assert names(tmp_path) == ["metrics.csv", "step-00000009", "step-00000010"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_later(tmp_path, reference, number):
     def kill(step):
         os.kill(os.getpid(), number)
@@ -341,6 +345,205 @@ def test_state_of_the_methods_own_is_brought_back(tmp_path):
     method = Counting()
     trainer().fit(stage(tmp_path, method))
     assert method.count == 10
+
+
+@pytest.mark.parametrize("keep_every, kept", [(4, [4, 8, 10]), (5, [5, 10]), (6, [6, 10])])
+def test_keep_every(tmp_path, keep_every, kept):
+    trainer(checkpoint_every=3, keep_last=1, keep_every=keep_every).fit(stage(tmp_path))
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:08d}" for step in kept]
+
+
+class Drawing(Toy):
+    """Draws from every generator that a method may use."""
+
+    def prepare(self, batch):
+        noise = torch.rand(()) + random.random() + random.gauss(0, 1) + float(np.random.rand())
+        return {**batch, "x": batch["x"] + noise}
+
+
+def test_every_random_generator_is_brought_back(tmp_path):
+    def seed(number: int) -> None:
+        random.seed(number)
+        np.random.seed(number)
+        torch.manual_seed(number)
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    seed(1)
+    trainer().fit(stage(tmp_path / "reference", Drawing()))
+    seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        trainer().fit(stage(tmp_path / "run", Drawing(), batches=failing(8, stop)))
+    seed(2)
+    assert trainer().fit(stage(tmp_path / "run", Drawing())).resumed_at == 6
+    assert_same_run(tmp_path / "run", tmp_path / "reference")
+
+
+def test_a_checkpoint_without_the_newer_fields_is_read(tmp_path, reference):
+    def stop(step):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "stage"
+    with pytest.raises(KeyboardInterrupt):
+        trainer().fit(stage(folder, batches=failing(8, stop)))
+    path = folder / "step-00000006" / "training.pt"
+    state = torch.load(path, weights_only=True)
+    old = {key: state[key] for key in ("step", "optimiser", "extra")}
+    torch.save({**old, "random": {"cpu": state["random"]["cpu"]}}, path)
+    trainer().fit(stage(folder))
+    assert_same_run(folder, reference)
+
+
+class Plain(Method):
+    """Every image counts by itself: no BatchNorm, no dropout."""
+
+    needs = ("x", "label")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(4, 8), nn.PReLU(8))
+        self.head = nn.Linear(8, 3)
+        self.sizes: list[int] = []
+
+    def forward(self, batch: dict[str, Any]) -> StepOutput:
+        self.sizes.append(len(batch["x"]))
+        logits = self.head(self.encoder(batch["x"]))
+        return StepOutput(F.cross_entropy(logits, batch["label"]), {"mean": logits.detach().mean()})
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path, clip_norm):
+    settings = {"optimiser": Optimiser(learning_rate=0.2, clip_norm=clip_norm)}
+    whole, parts = Plain(), Plain()
+    expected = trainer().fit(stage(tmp_path / "whole", whole, **settings))
+    found = trainer().fit(stage(tmp_path / "parts", parts, accumulate=3, **settings))
+    assert whole.sizes == [6] * 10 and parts.sizes == [2] * 30
+    for mine, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    for key in ("loss", "mean"):
+        assert found.logs[key] == pytest.approx(expected.logs[key], rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_split_is_named(tmp_path):
+    class Contrastive(Toy):
+        accumulable = False
+
+    for method, accumulate, message in (
+        (Toy(), 0, "stage 'toy': accumulate must divide the batch of 6 into equal parts"),
+        (Toy(), 4, "accumulate must divide the batch of 6 into equal parts of at least 2 images; found 4"),
+        (Toy(), 6, "equal parts of at least 2 images; found 6"),
+        (
+            Contrastive(),
+            2,
+            "method Contrastive cannot take a batch in parts .*compares the images of a batch",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            stage(tmp_path, method, accumulate=accumulate)
+    stage(tmp_path, Contrastive(), accumulate=1)
+    with pytest.raises(
+        UsageError, match="stage 'toy': ema must be from 0 to below 1, or null for none; found 1"
+    ):
+        stage(tmp_path, ema=1.0)
+
+
+def test_averaged_weights_are_what_is_saved_and_a_resume_is_exact(tmp_path):
+    def stop(step):
+        raise KeyboardInterrupt
+
+    method = Toy()
+    average = {key: value.clone() for key, value in method.state_dict().items()}
+    shown = []
+
+    class Watching(Observer):
+        def after_step(self, step, method):
+            shown.append(method.encoder[0].weight.clone())
+            return False
+
+    class Following(Toy):
+        """Averages by the formula, when a step is over: at the start of the next one."""
+
+        def prepare(self, batch):
+            if self.steps:
+                self.take_in()
+            self.steps += 1
+            return batch
+
+        steps = 0
+
+        def take_in(self):
+            decay = min(0.8, self.steps / (9 + self.steps))
+            for key, value in self.state_dict().items():
+                average[key] = (
+                    value if value.dtype == torch.int64 else average[key] * decay + value * (1 - decay)
+                )
+
+    method = Following()
+    folder = tmp_path / "reference"
+    result = trainer().fit(stage(folder, method, ema=0.8, observer=Watching()))
+    method.take_in()
+    saved = load_parts(result.checkpoint)
+    for key, value in average.items():
+        torch.testing.assert_close(saved[key], value, rtol=1e-5, atol=1e-6)
+    assert torch.equal(shown[-1], saved["encoder.0.weight"])
+    card = json.loads((result.checkpoint / "model.json").read_text())
+    assert card["weights"] == "exponential moving average of the trained ones, decay 0.8"
+    assert all(
+        torch.equal(value, load_training_state(result.checkpoint).weights[key])
+        for key, value in method.state_dict().items()
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer().fit(stage(tmp_path / "run", ema=0.8, batches=failing(8, stop)))
+    torch.manual_seed(99)
+    trainer().fit(stage(tmp_path / "run", ema=0.8))
+    assert_same_run(tmp_path / "run", folder)
+    mine, theirs = (
+        load_training_state(path / "step-00000010").weights for path in (tmp_path / "run", folder)
+    )
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def half_precision(scale: float) -> Trainer:
+    """A trainer in float16 on the CPU, which only a test wants: the same scaler as on a GPU."""
+    from lightning_fabric.plugins import MixedPrecision
+
+    made = trainer()
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+    made.fabric.strategy.precision = MixedPrecision("16-mixed", "cpu", scaler)
+    made.precision = "float16"
+    return made
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_float16_scales_gradients_and_brings_the_scale_back(tmp_path, clip_norm):
+    def stop(step):
+        raise KeyboardInterrupt
+
+    settings = {"optimiser": Optimiser(learning_rate=0.2, clip_norm=clip_norm)}
+    method = Toy(dropout=0.0)
+    made = half_precision(2.0**30)  # the first gradients overflow: their steps are left out, the scale falls
+    made.fit(stage(tmp_path / "reference", method, **settings))
+    scaler = made.fabric.strategy.precision.scaler
+    assert 0 < scaler.get_scale() < 2.0**30
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in method.parameters())
+    with pytest.raises(KeyboardInterrupt):
+        half_precision(2.0**30).fit(
+            stage(tmp_path / "run", Toy(dropout=0.0), batches=failing(8, stop), **settings)
+        )
+    again = half_precision(4.0)
+    again.fit(stage(tmp_path / "run", Toy(dropout=0.0), **settings))
+    assert again.fabric.strategy.precision.scaler.state_dict() == scaler.state_dict()
+    assert_same_run(tmp_path / "run", tmp_path / "reference")
+
+
+def test_float16_trains_as_float32_does(tmp_path):
+    half, exact = Plain(), Plain()
+    half_precision(1024.0).fit(stage(tmp_path / "half", half, optimiser=Optimiser(clip_norm=0.5)))
+    trainer().fit(stage(tmp_path / "exact", exact, optimiser=Optimiser(clip_norm=0.5)))
+    for mine, theirs in zip(half.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.01)
 
 
 def test_bfloat16_keeps_float32_weights(tmp_path):
