@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -279,7 +280,7 @@ class _OnnxNetwork(_ForeignNetwork):
 
     def __init__(self, file: Path, device: torch.device, threads: int | None, said: _Said):
         self.file = file
-        self.largest_batch = 8 if device.type == "cpu" else 256
+        self.largest_batch = 4 if device.type == "cpu" else 256  # activations stay in the cache
         self._session = _onnx_session(file, device, threads)
         self._input, self._type, size, self._batch = _onnx_input(file, self._session)
         self._output, width = _onnx_output(file, self._session, said.output)
@@ -1457,6 +1458,18 @@ class FaceEmbedder:
             None if errors is None else errors.numpy(),
             good.numpy(),
         )
+
+    @contextmanager
+    def alone_on_cpu(self) -> Iterator[None]:
+        """While a network that another library runs on the CPU has the cores, PyTorch prepares images in one thread:
+        its waiting threads would hold up the network's."""
+        threads = torch.get_num_threads()
+        if isinstance(self._network, _OnnxNetwork) and self._device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def reconstruction_errors(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Mean absolute difference between each aligned crop and what the model's decoder draws of it.

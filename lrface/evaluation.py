@@ -154,22 +154,27 @@ def verify_models(
                     f"{path} takes images of {embedder.input_size}x{embedder.input_size} pixels, the faces of "
                     f"{pairs_set.name} are {pairs_set.size}x{pairs_set.size}; this model cannot be judged on it"
                 )
-            found = evaluate_verification(
-                embedder.embed_tensor,
-                pairs_set,
-                resolutions,
-                flip=flip,
-                down=down,
-                up=up,
-                batch_size=batch_size,
-                progress=show_progress,
-                cross=cross,
-                matrix=matrix,
-                degrade=degrade,
-                native=native,
-                reconstruction_errors=embedder.reconstruction_errors if quality == "reconstruction" else None,
-                store=feature_stores(embedder, cache, flip=flip, down=down, up=up) if keep_features else None,
-            )
+            with embedder.alone_on_cpu():
+                found = evaluate_verification(
+                    embedder.embed_tensor,
+                    pairs_set,
+                    resolutions,
+                    flip=flip,
+                    down=down,
+                    up=up,
+                    batch_size=batch_size,
+                    progress=show_progress,
+                    cross=cross,
+                    matrix=matrix,
+                    degrade=degrade,
+                    native=native,
+                    reconstruction_errors=embedder.reconstruction_errors
+                    if quality == "reconstruction"
+                    else None,
+                    store=feature_stores(embedder, cache, flip=flip, down=down, up=up)
+                    if keep_features
+                    else None,
+                )
             run.evaluations[path, pairs_set.name] = found
             model = {"model": path, "model_sha256": embedder.model_sha256}
             run.rows += [{**model, **row} for row in found.rows]
