@@ -142,6 +142,7 @@ def sample_rows(
             drawn = drawn_sizes(policy, len(repeated), int(hq.shape[-1]), batch_seed(seed, 0))
             shown = spread(drawn, len(hq))
             seen, hq, sizes = batch["image"][shown], batch["hq"][shown], [drawn[row] for row in shown]
+            names = [names[row // DRAWS] for row in shown]
         restored: Tensor | None = None
         decoder = getattr(method, "decoder", None)
         if decoder is not None:
@@ -171,15 +172,21 @@ def drawn_sizes(policy: Any, n: int, full_size: int, seed: int) -> list[int]:
 
 
 def spread(sizes: Sequence[int], faces: int) -> list[int]:
-    """For each face the row of one of its draws, so that together they go through all sizes from high to low."""
+    """For each face the row of one of its draws, so that together they show all sizes alike, sorted from high to low.
+
+    ``sizes`` holds as many draws of each face, one face after the other.
+    """
     different = sorted(set(sizes), reverse=True)
     each = len(sizes) // faces
+    free = set(range(faces))
     rows = []
-    for face in range(faces):
-        wanted = different[face * len(different) // faces]
-        own = range(face * each, (face + 1) * each)
-        rows.append(min(own, key=lambda row: (abs(np.log(sizes[row] / wanted)), row)))
-    return rows
+    wanted = [different[face * len(different) // faces] for face in range(faces)]
+    # Rare sizes choose first.
+    for size in sorted(wanted, key=lambda size: (sizes.count(size), size)):
+        open_rows = [row for face in sorted(free) for row in range(face * each, (face + 1) * each)]
+        rows.append(min(open_rows, key=lambda row: (abs(np.log(sizes[row] / size)), row)))
+        free.remove(rows[-1] // each)
+    return sorted(rows, key=lambda row: (-sizes[row], row))
 
 
 def picture(image: Tensor) -> NDArray[np.uint8]:
