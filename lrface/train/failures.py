@@ -208,7 +208,8 @@ def largest_that_fits(attempt: Callable[[int], None], size: int, least: int = 2)
             traceback.clear_frames(error.__traceback__)
             return False
         finally:
-            free_memory()
+            if torch.cuda.is_available():  # its allocator holds pieces of another size
+                free_memory()
         return True
 
     above, below = size, size // 2
