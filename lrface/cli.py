@@ -519,6 +519,7 @@ def verify(
     """
     with errors_for_users():
         from lrface.benchmarks.conditions import Condition
+        from lrface.benchmarks.page import short_names
         from lrface.benchmarks.report import plot_results, verification_text
         from lrface.evaluation import verify_models
         from lrface.identification_run import only_template_benchmark, verify_templates
@@ -562,7 +563,8 @@ def verify(
             say=say,
         )
         if plot is not None:
-            plot_results({path: [row for row in run.rows if row["model"] == path] for path in model}, plot)
+            short = short_names(model)
+            plot_results({short[path]: [row for row in run.rows if row["model"] == path] for path in model}, plot)
             say(f"plot: {plot}")
         _write_report(run, report)
         if json_output:

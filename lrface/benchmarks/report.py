@@ -262,7 +262,8 @@ def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None
                 for row in rows
                 if row["benchmark"] == name and not (row.get("gallery_losses") or row.get("probe_losses"))
             ]
-            own = [*filter(lambda row: size_name(row) != "native", own), *_by_native_size(own)]
+            native = _by_native_size(own)
+            own = [row for row in own if size_name(row) != "native"]
             same_size = [row for row in own if row["gallery_size"] == row["probe_size"]]
             across = [row for row in own if row["gallery_size"] != row["probe_size"]]
             galleries = sorted({int(row["gallery_size"]) for row in across})
@@ -274,6 +275,7 @@ def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None
                 )
                 for gallery in galleries
             ]
+            series.append((native, f"{label}, by native size", ":"))
             for points, text, line in series:
                 if not points:
                     continue
