@@ -4,10 +4,12 @@ Everything here also works in a run of one process, where there is no process gr
 """
 
 import copy
+import inspect
 import json
 import math
 import os
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -192,7 +194,7 @@ def mean_output(output: StepOutput) -> StepOutput:
     """The means over the ranks of a step's detached loss and logs, on their device, without waiting for it."""
     if ranks() == 1:
         return output
-    keys = sorted(output.logs)
+    keys = list(output.logs)
     numbers = torch.stack([output.loss.float(), *(output.logs[key].float() for key in keys)])
     dist.all_reduce(numbers)
     loss, *logs = (numbers / ranks()).unbind()
@@ -361,17 +363,23 @@ class Spread:
         from lightning_fabric.plugins.environments import TorchElasticEnvironment
         from lightning_fabric.strategies import DDPStrategy
 
+        # Of convolutions of one pixel, whose two memory orders are the same: nothing is copied.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+
         class ByItself(DDPStrategy):
             """All that DDP's strategy knows of ranks, for a module whose ranks talk without a wrapper."""
 
             def __init__(self, **arguments: Any):
                 super().__init__(**arguments)
-                self._backward_sync_control = None
+                self._backward_sync_control = _GradientsLater()  # type: ignore[assignment]
 
             def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
                 return module
 
         environment = TorchElasticEnvironment()
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        # PyTorch renamed it.
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         strategy = (
             ByItself(cluster_environment=environment)
             if self.fsdp
@@ -379,7 +387,7 @@ class Spread:
                 cluster_environment=environment,
                 gradient_as_bucket_view=True,
                 # Statistics over all ranks are equal on all; others differ, and then rank 0's count.
-                broadcast_buffers=not self.sync_batchnorm,
+                **{buffers: not self.sync_batchnorm},
             )
         )
         fabric = Fabric(
@@ -461,6 +469,15 @@ class Spread:
                 for key, value in own.items()
             }
         return {**saved, "state": state}
+
+
+class _GradientsLater:
+    """How Fabric tells a network that FSDP spread that more parts of the batch follow."""
+
+    @contextmanager
+    def no_backward_sync(self, module: Any, enabled: bool) -> Iterator[None]:
+        module.set_requires_gradient_sync(not enabled)
+        yield
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

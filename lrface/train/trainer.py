@@ -241,7 +241,8 @@ class Trainer:
             raise UsageError(f"stage {stage.name!r}: ema needs whole weights; set trainer.strategy=ddp")
         self.spread.prepare(method)
         groups = parameter_groups(method, stage.optimiser)
-        optimiser = build_optimiser(stage.optimiser, groups, fused=self.precision != "float16")
+        fused = self.precision != "float16" and not self.spread.fsdp  # which PyTorch has for neither
+        optimiser = build_optimiser(stage.optimiser, groups, fused)
         for head in partial_heads(method).values():
             head.attach(optimiser)
         method.train()
