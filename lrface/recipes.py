@@ -12,8 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lrface import config
 from lrface.data.dataset import CachedDataset, FaceDataset, batches, cache_size
 from lrface.data.sampling import EpochOrders, Sampling
@@ -35,6 +33,7 @@ from lrface.train.checkpoint import (
     make_card,
     remove_leftovers,
     save_model,
+    seed_random,
 )
 from lrface.train.distributed import (
     from_first,
@@ -339,7 +338,7 @@ def _run(
     """See :func:`run_recipe`, in each rank."""
     started = time.perf_counter()
     out = Path(recipe.out or f"runs/{recipe.name}")
-    torch.manual_seed(recipe.seed)
+    seed_random(recipe.seed)
     source, source_name = build_source(recipe, data)
     source, held_out = training_faces(recipe, source, source_name, say)
     images, identities = len(source), len(source.identities)
@@ -388,7 +387,7 @@ def _run(
             {"name": stage.name, "folder": f"stages/{number}-{stage.name}", "steps": count}
             for number, (stage, count) in enumerate(zip(recipe.stages, steps, strict=True), start=1)
         ]
-        with recorded(out, recipe.name, planned) if rank() == 0 else nullcontext():
+        with recorded(out, recipe.name, planned, recipe.trainer.threads) if rank() == 0 else nullcontext():
             _run_stages(
                 recipe, source, held_out, source_name, methods, steps, settings, summary, show_progress, say
             )
@@ -470,7 +469,7 @@ def _run_stages(
             dataset = open_dataset(recipe, source, method, show_progress)
         # Each stage has its own order and augmentation; stage 1 of two recipes with one seed is alike.
         stage_seed = recipe.seed * 1000 + index
-        torch.manual_seed(stage_seed)
+        seed_random(stage_seed)
         card = make_card(
             architecture,
             method.encoder,

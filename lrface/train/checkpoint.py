@@ -287,6 +287,13 @@ class TrainingState:
     random_of_others: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
+def seed_random(seed: int) -> None:
+    """Start every generator of :func:`random_state` at ``seed``."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def random_state() -> dict[str, Any]:
     """Every random generator a method may draw from: PyTorch's on CPU and GPU, Python's and NumPy's global ones."""
     version, words, gauss = random.getstate()
