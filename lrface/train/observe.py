@@ -1,5 +1,6 @@
 """What watches a stage: the trainer tells it what happens. It is no part of what is learned."""
 
+import importlib.util
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,11 @@ class Observers(Observer):
     def end(self) -> None:
         for member in self.members:
             member.end()
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is here, which pictures need and training does not."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 @contextmanager

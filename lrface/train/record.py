@@ -21,8 +21,8 @@ RECORD = "run.json"
 SESSIONS_KEPT = 100
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware that a result can depend on."""
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """Versions and hardware that a result can depend on; ``threads`` as the recipe sets them, None for PyTorch's."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "cpu": processor,
         "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if threads is None else threads,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
     }
@@ -72,13 +72,16 @@ def _now() -> str:
 
 
 @contextmanager
-def recorded(out: Path, name: str, stages: Sequence[dict[str, Any]]) -> Iterator[None]:
+def recorded(
+    out: Path, name: str, stages: Sequence[dict[str, Any]], threads: int | None = None
+) -> Iterator[None]:
     """Write ``out/run.json`` now and again when the block ends, however it ends but for a kill.
 
     Args:
         out: the run's folder, locked.
         name: of the recipe.
         stages: ``{"name", "folder", "steps"}`` of each.
+        threads: see :func:`environment`.
     """
     path = out / RECORD
     sessions: list[dict[str, Any]] = []
@@ -95,7 +98,7 @@ def recorded(out: Path, name: str, stages: Sequence[dict[str, Any]]) -> Iterator
         "ended": None,
         "state": "running",
         "process": os.getpid(),
-        "environment": environment(),
+        "environment": environment(threads),
         "git": git_state(Path(lrface.__file__).parent),
     }
     record = {

@@ -15,7 +15,7 @@ from lrface.data.sheet import SheetRow, draw_sheet
 from lrface.data.source import FaceSource
 from lrface.errors import LrfaceError
 from lrface.methods.base import Method, degrade_batch
-from lrface.train.observe import Observer
+from lrface.train.observe import Observer, can_draw
 
 FACES = 8
 DRAWS = 8  # degradations drawn for each face, of which the sheet shows one
@@ -33,7 +33,7 @@ class SampleSheets(Observer):
         steps: of the whole stage; there is a sheet of the last one too.
         device, autocast: where and in which precision the networks run: those of training.
         main: False in the further processes of a distributed run: they compute and write nothing.
-        say: is told when no face can be read; then there are no sheets.
+        say: is told why there are no sheets: no face can be read, or matplotlib is missing.
     """
 
     def __init__(
@@ -61,14 +61,18 @@ class SampleSheets(Observer):
         self.say = say
         self._faces: tuple[list[str], NDArray[np.uint8]] | None = None
         self._folder: Path | None = None
+        self._drawing = True
 
     def begin(self, step: int, method: Method, folder: Path) -> None:
         self._folder = folder
-        if step == 0:
+        self._drawing = can_draw()
+        if not self._drawing:
+            self.say("sample sheets: matplotlib is missing, so there are none")
+        elif step == 0:
             self._draw(0, method)
 
     def after_step(self, step: int, method: Method) -> bool:
-        if step % self.every == 0 or step == self.steps:
+        if self._drawing and (step % self.every == 0 or step == self.steps):
             self._draw(step, method)
         return False
 

@@ -27,7 +27,7 @@ from lrface.files import atomic_file
 from lrface.methods.base import Method
 from lrface.train.checkpoint import checkpoints, latest_checkpoint
 from lrface.train.log import MetricsLog
-from lrface.train.observe import Observer
+from lrface.train.observe import Observer, can_draw
 
 VALIDATION = "validation.csv"
 CHOICES = ("last", "best")
@@ -256,7 +256,8 @@ class HeldOut:
 
 
 class Validation(Observer):
-    """Writes ``validation.csv`` (percent), TensorBoard and ``validation.png`` into the stage's folder.
+    """Writes ``validation.csv`` (percent), TensorBoard and, where matplotlib is, ``validation.png`` into the stage's
+    folder.
 
     Args:
         settings: how often and at which sizes.
@@ -328,7 +329,7 @@ class Validation(Observer):
         return () if self.settings.choose == "last" or best is None else (best,)
 
     def saved(self, step: int, checkpoint: Path) -> None:
-        if self.main and not self._drawn and self.rows:
+        if self.main and not self._drawn and self.rows and can_draw():
             assert self._folder is not None
             chosen = best_step(self.rows, self._candidates) if self.settings.choose == "best" else None
             draw_validation(self._folder / "validation.png", self.rows, self.name, chosen)

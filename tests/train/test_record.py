@@ -18,7 +18,7 @@ def record(folder):
 
 
 def test_a_run_is_recorded_from_start_to_end(tmp_path):
-    with recorded(tmp_path, "tiny", STAGES):
+    with recorded(tmp_path, "tiny", STAGES, threads=7):
         during = record(tmp_path)
         assert during["sessions"][0]["state"] == "running" and during["sessions"][0]["ended"] is None
     found = record(tmp_path)
@@ -32,6 +32,7 @@ def test_a_run_is_recorded_from_start_to_end(tmp_path):
     assert session["state"] == "finished" and session["started"] <= session["ended"]
     assert session["command"] == sys.argv and session["process"] == os.getpid()
     assert session["environment"]["lrface"] == lrface.__version__
+    assert session["environment"]["threads"] == 7
 
 
 @pytest.mark.parametrize(

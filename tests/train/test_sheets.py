@@ -135,6 +135,16 @@ def test_faces_that_cannot_be_read_end_no_job(tmp_path):
     assert said == ["sample sheets: none of the faces tried can be read; `lrface data check` lists why"]
 
 
+def test_training_goes_on_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr("lrface.train.sheets.can_draw", lambda: False)
+    said: list[str] = []
+    sheets = SampleSheets(1, Faces(), 112, 0, say=said.append)
+    sheets.begin(0, qualnet(), tmp_path)
+    sheets.after_step(1, qualnet())
+    assert not (tmp_path / "samples").exists()
+    assert said == ["sample sheets: matplotlib is missing, so there are none"]
+
+
 def test_a_second_process_writes_nothing(tmp_path):
     SampleSheets(1, Faces(), 112, 0, main=False).begin(0, qualnet(), tmp_path)
     assert not (tmp_path / "samples").exists()
