@@ -290,7 +290,8 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
             )
     elif not begun and out.exists() and set(os.listdir(out)) - {".lock", "profile"} and not (out / "stages").exists():
         raise UsageError(f"{out} is not empty and holds no run of lrface; choose another place with out=DIR")
-    remove_leftovers(out)
+    for folder in (out, *(out / "stages").glob("*")):
+        remove_leftovers(folder)
     write_text(known, text)
 
 
