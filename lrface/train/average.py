@@ -26,29 +26,39 @@ class AveragedWeights:
         self.method = method
         self.decay = decay
         kept = tensors(method)
-        self.live: dict[str, Tensor] = {
-            **{
-                name: parameter
-                for name, parameter in method.named_parameters()
-                if parameter.requires_grad and name in kept
-            },
-            **{name: buffer for name, buffer in method.named_buffers() if name in kept},
+        self._parameters = {
+            name: parameter
+            for name, parameter in method.named_parameters()
+            if parameter.requires_grad and name in kept
         }
+        # By their place: a head puts new tensors where its running statistics are.
+        self._buffers: dict[str, tuple[nn.Module, str]] = {}
+        for name, _ in method.named_buffers():
+            if name in kept:
+                owner, _, own = name.rpartition(".")
+                self._buffers[name] = (method.get_submodule(owner), own)
         self.values = {key: value.detach().clone() for key, value in self.live.items()}
         if state is not None:
             for key, value in self.values.items():
                 if key in state:
                     value.copy_(state[key])
 
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """What is averaged, as it is now."""
+        buffers = {key: getattr(owner, own) for key, (owner, own) in self._buffers.items()}
+        return {**self._parameters, **buffers}
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after ``step`` (from 0)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        live = self.live
         floats = [key for key, value in self.values.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.values[key] for key in floats], [self.live[key] for key in floats], weight)
+        torch._foreach_lerp_([self.values[key] for key in floats], [live[key] for key in floats], weight)
         for key, value in self.values.items():
             if not value.is_floating_point():
-                value.copy_(self.live[key])
+                value.copy_(live[key])
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of the method by name, averaged where they are trained."""

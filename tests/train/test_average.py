@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from lrface.heads import build_head
 from lrface.train.average import AveragedWeights
 
 
@@ -65,3 +66,22 @@ def test_it_goes_on_from_a_state():
     state = {key: value.clone() for key, value in average.state().items()}
     again = AveragedWeights(module, 0.9, state)
     assert all(torch.equal(value, state[key]) for key, value in again.state().items())
+
+
+def test_running_statistics_that_a_head_replaces_are_averaged_too():
+    torch.manual_seed(0)
+    head = build_head("adaface", 4, 3)
+    average = AveragedWeights(head, 0.6)
+    expected = {key: value.clone() for key, value in head.named_buffers()}
+    for step in range(5):
+        head.loss(torch.randn(6, 4) * 30, torch.arange(6) % 3)
+        average.update(step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        for key, value in head.named_buffers():
+            expected[key] = decay * expected[key] + (1 - decay) * value
+    own = {key: value.clone() for key, value in head.named_buffers()}
+    with average.shown():
+        for key, value in head.named_buffers():
+            torch.testing.assert_close(value, expected[key])
+            assert not torch.allclose(value, own[key])
+    assert all(torch.equal(value, own[key]) for key, value in head.named_buffers())
