@@ -54,7 +54,7 @@ class BareLoop:
         self.policy = ResolutionPolicy()
         parameters = nn.ModuleList([self.encoder, self.head]).parameters()
         settings = dict(SETTINGS)
-        self.optimiser = torch.optim.SGD(parameters, lr=settings.pop("learning_rate"), **settings)
+        self.optimiser = torch.optim.SGD(parameters, lr=settings.pop("learning_rate"), fused=True, **settings)
 
     def step(self, batch: dict[str, Any]) -> None:
         with torch.no_grad():
