@@ -226,7 +226,7 @@ class PartialHead(Head):
         if self.sampled.grad is not None:
             rows, place = torch.unique(torch.cat([self.chosen, rows]), return_inverse=True)
             both = torch.cat([self.sampled.grad, gradient])
-            gradient = torch.zeros(len(rows), both.shape[1], device=both.device).index_add_(0, place, both)
+            gradient = both.new_zeros(len(rows), both.shape[1]).index_add_(0, place, both)
         self.chosen = rows
         self.sampled.data = self.weight[rows]
         self.sampled.grad = gradient
@@ -266,9 +266,8 @@ class PartialHead(Head):
     def _state_of(self, name: str, wide: bool = True) -> Tensor:
         """The step's rows of the optimiser's ``name``, which is 0 before a class's first step."""
         if name not in self.state:
-            self.state[name] = torch.zeros(
-                len(self.weight), *([self.weight.shape[1]] if wide else []), device=self.weight.device
-            )
+            shape = self.weight.shape if wide else self.weight.shape[:1]
+            self.state[name] = self.weight.new_zeros(shape)
         return self.state[name][self.chosen]
 
     def rows(self) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import explain
+from lrface.heads.base import at_least_float32
 from lrface.heads.margin import sum_over_ranks
 from lrface.heads.partial import PartialHead
 from lrface.methods.base import StepOutput
@@ -233,8 +234,8 @@ class NoLog:
 class SynchronisedBatchNorm(_BatchNorm):
     """BatchNorm with the statistics of the batch of all ranks, on any device.
 
-    PyTorch's own takes GPUs alone. Every rank must have as many images. Statistics are float32 whatever the precision
-    of the input, means of ranks' means and variances, not of squares, so that nothing cancels.
+    PyTorch's own takes GPUs alone. Every rank must have as many images. Statistics are at least float32 whatever the
+    precision of the input, means of ranks' means and variances, not of squares, so that nothing cancels.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -247,7 +248,7 @@ class SynchronisedBatchNorm(_BatchNorm):
             return super().forward(input)
         dimensions = [0, *range(2, input.dim())]
         with torch.no_grad():
-            variance, average = torch.var_mean(input.float(), dimensions, correction=0)
+            variance, average = torch.var_mean(at_least_float32(input), dimensions, correction=0)
             both = torch.stack([average, variance])
             parts = [torch.empty_like(both) for _ in range(ranks())]
             dist.all_gather(parts, both)
@@ -286,13 +287,13 @@ class _Normalise(torch.autograd.Function):
         shape = [1, -1] + [1] * (input.dim() - 2)
         dimensions = [0, *range(2, input.dim())]
         with torch.autocast(input.device.type, enabled=False):
-            upper = gradient.float()
-            normal = (input.float() - average.view(shape)) * scale.view(shape)
+            upper = at_least_float32(gradient)
+            normal = (at_least_float32(input) - average.view(shape)) * scale.view(shape)
             own = torch.stack([upper.sum(dimensions), (upper * normal).sum(dimensions)])
             total = own.clone()
             dist.all_reduce(total)
             total /= input.numel() // input.shape[1] * ranks()
-            factor = scale if weight is None else scale * weight.float()
+            factor = scale if weight is None else scale * at_least_float32(weight)
             lower = (upper - total[0].view(shape) - normal * total[1].view(shape)) * factor.view(shape)
         affine = (own[1], own[0]) if weight is not None else (None, None)
         return lower.to(input.dtype), *affine, None, None, None
@@ -601,7 +602,7 @@ def _pieces(layout: list[tuple[str, list[int], tuple[PartialHead, Tensor]]]) -> 
             for start in range(first, last, step):
                 count = min(step, last - start)
                 if owner == head.rank:
-                    piece = rows[start - first : start - first + count].detach().cpu().contiguous()
+                    piece = rows[start - first : start - first + count].detach().float().cpu().contiguous()
                     if owner:
                         dist.send(piece, 0)
                     else:
