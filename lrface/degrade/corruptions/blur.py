@@ -119,58 +119,70 @@ def zoom_blur(levels: Tensor, factors: Sequence[float], draws: Draws) -> Tensor:
 
 
 def glass_blur(levels: Tensor, constants: tuple[float, int, int], draws: Draws) -> Tensor:
-    """Blur, swap pixels with near ones in turn, blur again."""
+    """Blur, let pixels take the colour of near ones in turn, blur again."""
     sigma, reach, rounds = constants
     levels = blur_separably(levels, (sigma, sigma)).clamp_(0, 255).floor_()
-    return blur_separably(swap_pixels(levels, reach, rounds, draws), (sigma, sigma))
+    return blur_separably(shuffle_pixels(levels, reach, rounds, draws), (sigma, sigma))
 
 
-def swap_pixels(levels: Tensor, reach: int, rounds: int, draws: Draws, share: float = 1.0) -> Tensor:
-    """Swap every pixel with one at most ``reach`` away, one pixel after the other from the bottom right.
+def partners(
+    height: int, width: int, reach: int, number: int, draws: Draws
+) -> tuple[Tensor, tuple[slice, slice]]:
+    """The pixel that each pixel meets in round ``number`` of a shuffle.
 
-    A pixel that was moved on may be moved again: the swaps are a sequence. Two of them may change places if they
-    touch different pixels, so all those on a diagonal, 2 * reach columns apart from row to row, are made at once.
+    Returns:
+        int64 [n, rows, columns], places counted along rows of the image, and which rows and columns of it they are
+        for: the reference leaves out a margin above and left.
+    """
+    rows, columns = height - 2 * reach, width - 2 * reach
+    inner = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
+    bits = draws.bits(f"partners {number}", rows, columns)
+    right = (bits & 0x7FFF).mul_(2 * reach).bitwise_right_shift_(15).sub_(reach)
+    down = (bits >> 16).bitwise_and_(0x7FFF).mul_(2 * reach).bitwise_right_shift_(15).sub_(reach)
+    places = torch.arange(height * width, device=draws.device).view(height, width)[inner]
+    return places + down.mul_(width).add_(right), inner
 
-    Args:
-        levels: float [n, c, h, w], whole numbers 0 to 255, at most 3 channels.
-        share: of the pixels that are swapped.
+
+def shuffle_pixels(levels: Tensor, reach: int, rounds: int, draws: Draws) -> Tensor:
+    """Every pixel takes the colour of one at most ``reach`` away, one pixel after the other from the bottom right.
+
+    The authors of ImageNet-C meant a swap; with the views of numpy both pixels of a swap end up with the colour of
+    one, and that is what their sets show. A pixel may take a colour that has come from further away in the same
+    round: where its partner had its turn before, the partner's own partner counts, and so on. These chains are
+    shortened for all pixels at once, each time by half.
     """
     count, channels, height, width = levels.shape
-    rows, columns = height - 2 * reach, width - 2 * reach
-    if rows < 1 or columns < 1:
+    if height <= 2 * reach or width <= 2 * reach:
         return levels
-    # Turned by half a turn, the sequence runs forwards. A pixel's channels move as one number.
-    turned = levels.flip(-2, -1).to(torch.int32)
-    pixels = turned[:, 0].clone(memory_format=torch.contiguous_format)
-    for channel in range(1, channels):
-        pixels |= turned[:, channel] << (8 * channel)
-    pixels = pixels.view(count, height * width)
-    slope = 2 * reach
-    pitch = max(columns, slope + 1)  # of the rows of partners
-    first = (reach - 1) * width + reach - 1
-    places = torch.arange(rows, device=levels.device)[:, None] * width + first
-    places = places + torch.arange(columns, device=levels.device)
+    # Places below ``pixels`` stand for colours after this round, places above for colours before it.
+    pixels = height * width
+    before = torch.arange(pixels, 2 * pixels, device=levels.device)
+    turn = before.view(height, width) - pixels
+    packed = _pack(levels)
     for number in range(rounds):
-        bits = draws.bits(f"swaps {number}", rows, columns)
-        right = ((bits & 0x7FFF) * slope >> 15) - reach
-        down = (((bits >> 16) & 0x7FFF) * slope >> 15) - reach
-        offsets = down * width + right
-        if share < 1:
-            offsets *= draws.uniform(f"swapped {number}", rows, columns) < share
-        partners = torch.zeros(count, rows, pitch, dtype=torch.int64, device=levels.device)
-        torch.sub(places, offsets, out=partners[:, :, :columns])
-        for turn in range(columns + slope * (rows - 1)):
-            top = max(0, -((columns - 1 - turn) // slope))
-            diagonal = (count, min(rows - 1, turn // slope) - top + 1)
-            if diagonal[1] < 1:
-                continue
-            start = first + turn + top * (width - slope)
-            here = pixels.as_strided(diagonal, (height * width, width - slope), start)
-            start = turn + top * (pitch - slope)
-            there = partners.as_strided(diagonal, (rows * pitch, pitch - slope), start)
-            moved = here.clone()
-            here.copy_(pixels.gather(1, there))
-            pixels.scatter_(1, there, moved)
-    pixels = pixels.view(count, 1, height, width).flip(-2, -1)
-    shifts = torch.arange(0, 8 * channels, 8, dtype=torch.int32, device=levels.device).view(1, -1, 1, 1)
-    return (pixels >> shifts).bitwise_and_(255).float()
+        chosen, inner = partners(height, width, reach, number, draws)
+        source = before.view(height, width).repeat(count, 1, 1)
+        row, column = chosen // width, chosen % width
+        has_had_turn = (chosen > turn[inner]) & (row < inner[0].stop) & (column > reach) & (row > reach)
+        source[:, inner[0], inner[1]] = torch.where(has_had_turn, chosen, chosen + pixels)
+        source = torch.cat([source.view(count, pixels), before.expand(count, -1)], dim=1)
+        if reach > 1:  # within reach 1 all partners have their turn later
+            # A chain goes on with a chance below 1/2: none of 10^9 pixels has one longer than 64.
+            for _ in range(6):
+                source = source.gather(1, source)
+        packed = packed.gather(1, source[:, :pixels] - pixels)
+    return _unpack(packed, levels.shape)
+
+
+def _pack(levels: Tensor) -> Tensor:
+    """The whole levels of up to 3 channels as one number: int32 [n, h * w]."""
+    whole = levels.to(torch.int32)
+    packed = whole[:, 0].clone(memory_format=torch.contiguous_format)
+    for channel in range(1, levels.shape[1]):
+        packed |= whole[:, channel] << (8 * channel)
+    return packed.view(len(levels), -1)
+
+
+def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    shifts = torch.arange(0, 8 * shape[1], 8, dtype=torch.int32, device=packed.device).view(1, -1, 1, 1)
+    return (packed.view(shape[0], 1, *shape[2:]) >> shifts).bitwise_and_(255).float()

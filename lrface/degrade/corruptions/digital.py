@@ -41,13 +41,12 @@ def saturate(levels: Tensor, constants: tuple[float, float], draws: Draws) -> Te
 
 
 @lru_cache(maxsize=64)
-def _box_windows(size: int, smaller: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _box_windows(size: int, smaller: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """How Pillow's box filter shrinks ``size`` pixels to ``smaller``, and how its nearest filter brings them back.
 
     Returns:
-        The weights [smaller, size], each row the mean of a window of whole pixels; the windows' places, int64
-        [taps, smaller], with weights [taps, smaller] flattened behind each other; and for each of ``size`` pixels the
-        one it shows.
+        The weights, float32 [smaller, size], each row the mean of a window of whole pixels; and for each of ``size``
+        pixels the one it shows, int64.
     """
     scale = size / smaller
     weights = torch.zeros(smaller, size, dtype=torch.float64)
@@ -56,15 +55,19 @@ def _box_windows(size: int, smaller: int, device: torch.device) -> tuple[Tensor,
         first = max(int(centre - scale / 2 + 0.5), 0)
         last = min(int(centre + scale / 2 + 0.5), size)
         weights[index, first:last] = 1 / (last - first)
-    shown = torch.tensor([min(int((index + 0.5) * smaller / size), smaller - 1) for index in range(size)])
-    return weights.float().to(device), weights.argmax(1).to(device), shown.to(device)
+    # Pillow adds the step up from pixel to pixel: where pixels meet exactly, its rounding errors decide.
+    step, place, shown = smaller / size, smaller / size / 2, []
+    for _ in range(size):
+        shown.append(min(int(place), smaller - 1))
+        place += step
+    return weights.float().to(device), torch.tensor(shown, device=device)
 
 
 def pixelate(levels: Tensor, ratio: float, draws: Draws) -> Tensor:
     """Shrink to ``ratio`` by the mean over boxes of whole pixels, enlarge back without smoothing."""
     height, width = levels.shape[-2:]
-    rows, _, row_shown = _box_windows(height, max(1, int(height * ratio)), levels.device)
-    columns, _, column_shown = _box_windows(width, max(1, int(width * ratio)), levels.device)
+    rows, row_shown = _box_windows(height, max(1, int(height * ratio)), levels.device)
+    columns, column_shown = _box_windows(width, max(1, int(width * ratio)), levels.device)
     small = rows @ (levels @ columns.T).add_(0.5).floor_()
     small = small.add_(0.5).clamp_(0, 255).to(torch.uint8)
     return small.index_select(3, column_shown).index_select(2, row_shown).float()

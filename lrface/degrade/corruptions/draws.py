@@ -52,14 +52,15 @@ class Draws:
             counter = _COUNTERS[count, self.device] = torch.arange(
                 count, dtype=torch.int32, device=self.device
             )
-        # Two rounds of multiply and xor-shift (constants of lowbias32), with half of the key between them.
+        # Two rounds of multiply and xor-shift (constants of lowbias32), with half of the key between them. Shifts of
+        # signed numbers copy the sign: the masks take it away.
         state = counter ^ first
-        state ^= state >> 16
+        state ^= (state >> 16).bitwise_and_(0xFFFF)
         state *= 0x7FEB352D
         state += second
-        state ^= state >> 15
+        state ^= (state >> 15).bitwise_and_(0x1FFFF)
         state *= _signed(0x846CA68B, 32)
-        state ^= state >> 16
+        state ^= (state >> 16).bitwise_and_(0xFFFF)
         return state.view(len(self.seeds), *shape)
 
     def uniform(self, stream: str, *shape: int) -> Tensor:

@@ -31,28 +31,39 @@ _CHROMINANCE = (
     (99, 99, 99, 99, 99, 99, 99, 99),
 )
 
-
 @lru_cache(maxsize=64)
-def _transforms(quality: int, chrominance: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """float32 [64, 64] each: from the pixels of a block to its coefficients in steps of quantisation, and back."""
+def _steps(quality: int, chrominance: bool, device: torch.device) -> Tensor:
+    """The steps of quantisation, float32 [8, 1, 8]."""
     table = torch.tensor(_CHROMINANCE if chrominance else _LUMINANCE)
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    steps = ((table * percent + 50) // 100).clamp(1, 255).double().flatten()
+    return ((table * percent + 50) // 100).clamp(1, 255).float().view(8, 1, 8).to(device)
+
+
+@lru_cache(maxsize=4)
+def _cosines(device: torch.device) -> Tensor:
+    """The cosine transform of 8 values, times the square root of 8: float32 [8, 8]."""
     places = torch.arange(8, dtype=torch.float64)
-    cosines = torch.cos((2 * places + 1) * places[:, None] * (torch.pi / 16)) / 2
-    cosines[0] /= 2**0.5
-    forward = torch.kron(cosines, cosines).T  # orthonormal
-    return (forward / steps).float().to(device), (forward * steps).T.float().contiguous().to(device)
+    cosines = torch.cos((2 * places + 1) * places[:, None] * (torch.pi / 16)) * 2**0.5
+    cosines[0] = 1
+    return cosines.float().to(device)
 
 
 def _code(plane: Tensor, quality: int, chrominance: bool) -> Tensor:
-    """Quantise the coefficients of 8 x 8 blocks. [n, h, w], both sides multiples of 8, of whole levels -> the same."""
+    """Quantise the coefficients of 8 x 8 blocks. [n, h, w], both sides multiples of 8, of whole levels -> the same.
+
+    Rounds where libjpeg's "islow" transforms round: after rows to a quarter, coefficients to an eighth, and likewise
+    on the way back. Halves go up; of coefficients, away from zero.
+    """
     count, height, width = plane.shape
-    forward, backward = _transforms(quality, chrominance, plane.device)
-    blocks = (plane - 128).view(count, height // 8, 8, width // 8, 8).transpose(2, 3).reshape(-1, 64)
-    coefficients = (blocks @ forward).round_()
-    pixels = (coefficients @ backward).add_(128).round_().clamp_(0, 255)
-    return pixels.view(count, height // 8, width // 8, 8, 8).transpose(2, 3).reshape(count, height, width)
+    cosines, steps = _cosines(plane.device), _steps(quality, chrominance, plane.device)
+    strips = (count * height // 8, 8, width)
+    rows = (plane - 128).view(-1, 8) @ (cosines.T * 4)
+    eighths = (cosines / 4) @ rows.add_(0.5).floor_().view(strips)
+    eighths = eighths.add_(0.5).floor_().view(-1, 8, width // 8, 8)
+    coefficients = eighths.abs().mul_(1 / 8).div_(steps).add_(0.5 + 1e-6).floor_().copysign_(eighths).mul_(steps)
+    columns = (cosines.T * 4) @ coefficients.view(strips)
+    pixels = columns.add_(0.5).floor_().view(-1, 8) @ (cosines / 32)
+    return pixels.add_(128.5).floor_().clamp_(0, 255).view(count, height, width)
 
 
 def _enlarge(plane: Tensor, axis: int, first: float, second: float, whole: float) -> Tensor:
@@ -84,8 +95,8 @@ def _upsample(chroma: Tensor) -> Tensor:
 def jpeg(levels: Tensor, quality: int) -> Tensor:
     """Encode as JPEG (4:2:0 chroma, libjpeg's tables of ``quality``) and decode again.
 
-    The colour transform, the rounding of chroma and its enlargement are libjpeg's; the cosine transforms are exact
-    where libjpeg's are rounded to 13 bits, so a coefficient may fall on the other side of a rounding now and then.
+    Colour transform, cosine transforms, rounding of chroma and its enlargement are libjpeg's; only its constants of
+    13 and 16 bits are exact here, so a coefficient may fall on the other side of a rounding now and then.
 
     Args:
         levels: float32 [n, 3, h, w] from 0 to 255; rounded first.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrface.degrade.corruptions import weather
-from lrface.degrade.corruptions.blur import swap_pixels
+from lrface.degrade.corruptions.blur import partners
 from lrface.degrade.corruptions.draws import Draws
 from lrface.degrade.corruptions.filters import blur_separably, gaussian_matrix
 
@@ -20,7 +20,38 @@ def glass_blur(levels: Tensor, constants: tuple[float, int, int], draws: Draws) 
     """Half of the pixels are swapped, and the blur runs down only: its authors' code took rows for channels."""
     sigma, reach, rounds = constants
     levels = blur_separably(levels, (sigma, 0)).clamp_(0, 255).floor_()
-    return blur_separably(swap_pixels(levels, reach, rounds, draws, share=0.5), (sigma, 0))
+    return blur_separably(swap_pixels(levels, reach, rounds, draws), (sigma, 0))
+
+
+def swap_pixels(levels: Tensor, reach: int, rounds: int, draws: Draws) -> Tensor:
+    """Half of the pixels change places with one at most ``reach`` away, one after the other from the bottom right.
+
+    Two swaps may change places if they touch different pixels, so all those on a diagonal, 2 * reach columns apart
+    from row to row, are made at once.
+
+    Args:
+        levels: float [n, 1, h, w].
+    """
+    count, _, height, width = levels.shape
+    if height <= 2 * reach or width <= 2 * reach:
+        return levels
+    pixels = levels.reshape(count, height * width)
+    for number in range(rounds):
+        chosen, inner = partners(height, width, reach, number, draws)
+        places = torch.arange(height * width, device=levels.device).view(height, width)[inner]
+        swapped = draws.bits(f"swapped {number}", *places.shape) < 0
+        chosen = torch.where(swapped, chosen, places).flip(1, 2)
+        places = places.flip(0, 1)
+        rows, columns = places.shape
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        turn = column + 2 * reach * row
+        for now in range(columns + 2 * reach * (rows - 1)):
+            on = (turn == now).to(levels.device)
+            here, there = places[on].expand(count, -1), chosen[:, on]
+            moved, met = pixels.gather(1, here), pixels.gather(1, there)
+            pixels.scatter_(1, here, met)
+            pixels.scatter_(1, there, moved)
+    return pixels.view_as(levels)
 
 
 def fog(levels: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:

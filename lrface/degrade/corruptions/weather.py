@@ -46,12 +46,12 @@ def frost(levels: Tensor, constants: tuple[float, float, float], draws: Draws) -
     chance = draws.uniform("crop", 3)
     bounds = torch.tensor(SHARES, device=levels.device).cumsum(0)
     chosen = (chance[:, :1] >= bounds[:-1]).sum(1)
-    tall, wide = pictures.shape[-2:]
+    tall, wide = pictures.shape[1:3]
     top = (chance[:, 1] * (tall - height)).long()
     side = (chance[:, 2] * (wide - width)).long()
     rows = top[:, None] + torch.arange(height, device=levels.device)
     columns = side[:, None] + torch.arange(width, device=levels.device)
-    # Rows of whole pixels first: numbers of places, not of values, are looked up. uint8 [k, tall, wide, 3 or 1].
+    # Places are looked up, three values at once.
     places = (chosen[:, None] * tall + rows)[:, :, None] * wide + columns[:, None, :]
     crop = pictures.flatten(0, 2).index_select(0, places.flatten()).view(len(levels), height, width, 3)
     crop = crop.permute(0, 3, 1, 2)
