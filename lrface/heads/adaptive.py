@@ -13,15 +13,15 @@ from lrface.heads.margin import MarginHead, shifted_cosine, sine
 class AdaFace(MarginHead):
     """Quality adaptive margin (AdaFace, Kim et al., CVPR 2022, eqs. 16-19).
 
-    Logits s (cos(theta_y + g_angle) - g_add), s cos(theta_j). With z = (|x| - mean) / (std / h), clipped to [-1,
-    1] and without a gradient: g_angle = -m z, g_add = m z + m. mean and std are running ones of the lengths of
-    the embeddings of a batch, lengths being clipped to [0.001, 100] as in the authors' code. theta_y + g_angle is
-    clipped to [0, pi], and has no gradient where it is.
+    Logits s (cos(theta_y + g_angle) - g_add), s cos(theta_j). With z = (|x| - mean) / (std / h), clipped to
+    [-1, 1] and without a gradient: g_angle = -m z, g_add = m z + m. mean and std are running ones of the lengths
+    of the embeddings of a batch, lengths being clipped to [0.001, 100] as in the authors' code. theta_y + g_angle
+    is clipped to [0, pi], and has no gradient where it is.
 
     Args:
         scale: s, 64.
         margin: m, 0.4 in the paper.
-        concentration: h, 0.333 in the paper: with a normal distribution 68 % of the samples are not clipped.
+        concentration: h, 0.333 in the paper: lengths within 3 standard deviations are not clipped.
         momentum: share of the running statistics that a batch leaves, 0.99 in the paper.
 
     ``norm_mean`` and ``norm_std`` (buffers) start as 20 and 100, as in the authors' code. Over ranks they are
