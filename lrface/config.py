@@ -53,6 +53,8 @@ class Data:
     synthetic: the embedded identities instead of a path.
     batch_size: images of a step, of all ranks together, so that the learning rate is the same on any number of them.
     cache: true keeps all decoded faces in memory, "auto" does so up to 4 GiB.
+    classes: names of the classes in the order of their labels, where the data is of classes and not of people; they
+        are stored with the model.
     sampling: how often the images of each identity are shown.
     """
 
@@ -61,12 +63,13 @@ class Data:
     batch_size: int = 256
     workers: int = 0
     cache: str | bool = "auto"
+    classes: list[str] | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass
 class Degrade:
-    """See lrface.degrade.policy.ResolutionPolicy."""
+    """See lrface.degrade.policy.ResolutionPolicy; with a ``name``, any policy of lrface.degrade.policies instead."""
 
     clean_share: float = 0.5
     sizes: list[int] = field(default_factory=lambda: [56, 28, 14])
@@ -126,7 +129,7 @@ class Stage:
 
     name: str
     method: Named
-    degrade: Degrade = field(default_factory=Degrade)
+    degrade: Degrade | Named = field(default_factory=Degrade)
     load: list[str] = field(default_factory=list)
     steps: int | None = None
     epochs: float | None = None

@@ -17,7 +17,8 @@ from lrface.data.dataset import CachedDataset, FaceDataset, batches, cache_size
 from lrface.data.sampling import EpochOrders, Sampling
 from lrface.data.source import FaceSource, check_source, open_source
 from lrface.data.subset import drop_small_identities
-from lrface.degrade.policy import ResolutionPolicy
+from lrface.degrade.policies import build_policy
+from lrface.degrade.policy import Policy, ResolutionPolicy
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import locked, read_json, write_json, write_text
 from lrface.heads import build_head
@@ -213,10 +214,28 @@ def build_method(recipe: config.Recipe, stage: config.Stage, identities: int) ->
             recipe.decoder.name, encoder.feature_channels, **recipe.decoder.arguments
         )
     try:
-        arguments["policy"] = ResolutionPolicy(**vars(stage.degrade))
+        arguments["policy"] = stage_policy(stage)
         return METHODS.build(stage.method.name, **arguments, **stage.method.arguments)
     except UsageError as error:
         raise UsageError(f"stage {stage.name!r}: {error}") from error
+
+
+def stage_policy(stage: config.Stage) -> Policy:
+    """What the stage's ``degrade`` says. Raises UsageError for an unknown name, or a value that is wrong."""
+    if isinstance(stage.degrade, config.Named):
+        return build_policy(stage.degrade.name, **stage.degrade.arguments)
+    return ResolutionPolicy(**vars(stage.degrade))
+
+
+def check_classes(recipe: config.Recipe, identities: int, name: str) -> None:
+    """Raises UsageError unless ``data.classes``, where it is given, has a name of its own for each class."""
+    classes = recipe.data.classes
+    if classes is None:
+        return
+    if len(classes) != identities:
+        raise UsageError(f"data.classes has {len(classes)} names, {name} has {identities} classes")
+    if len(set(classes)) != len(classes):
+        raise UsageError("data.classes names a class twice")
 
 
 @dataclass
@@ -344,6 +363,7 @@ def _run(
     source, held_out = training_faces(recipe, source, source_name, say)
     images, identities = len(source), len(source.identities)
     batch_size = recipe.data.batch_size
+    check_classes(recipe, identities, source_name)
     if images < batch_size:
         raise LrfaceError(
             f"{source_name} holds {images} images, fewer than one batch of {batch_size}; "
@@ -483,6 +503,7 @@ def _run_stages(
                 "data": source_name,
                 "images": images,
                 "identities": identities,
+                **({} if recipe.data.classes is None else {"classes": recipe.data.classes}),
                 **watch.card,
             },
         )

@@ -5,13 +5,64 @@ same degraded batch on any device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrface.degrade.resolution import KERNELS, check_kernel, resample
 from lrface.errors import UsageError
+
+
+class Policy:
+    """What a training batch looks like to the network.
+
+    ``frame`` does what an image and its clean original have in common (mirroring, cropping), ``degrade`` what only the
+    degraded image suffers. Whatever is random lies in the parameters: dataclasses whose tensors have a row an image.
+    """
+
+    def sample(self, n: int, full_size: int, generator: torch.Generator) -> Any:
+        """Draw the parameters of ``n`` images of side ``full_size`` pixels from a CPU ``generator``."""
+        raise TypeError(f"{type(self).__name__} must define sample()")
+
+    def frame(self, images: Tensor, parameters: Any) -> Tensor:
+        """float [n, c, h, h] in [0, 1] -> the same, mirrored and cropped: the clean originals."""
+        raise TypeError(f"{type(self).__name__} must define frame()")
+
+    def degrade(self, hq: Tensor, parameters: Any) -> Tensor:
+        """Framed images float [n, c, h, h] in [0, 1] -> the same, degraded. ``hq`` stays as it is."""
+        raise TypeError(f"{type(self).__name__} must define degrade()")
+
+    def apply(self, images: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
+        """Frame and degrade.
+
+        Args:
+            images: float [n, c, h, h] in [0, 1].
+            parameters: what :meth:`sample` drew for these n images.
+
+        Returns:
+            (degraded, clean), both float [n, c, h, h] in [0, 1]: what the encoder sees, and its HQ original.
+        """
+        hq = self.frame(images, parameters)
+        return self.degrade(hq, parameters), hq
+
+
+def rows_of(parameters: Any, rows: slice | Tensor) -> Any:
+    """The parameters of some images: ``rows`` of every tensor in a dataclass and in dataclasses within it."""
+    if isinstance(parameters, Tensor):
+        return parameters[rows]
+    if isinstance(parameters, tuple):
+        return tuple(rows_of(value, rows) for value in parameters)
+    if is_dataclass(parameters) and not isinstance(parameters, type):
+        return replace(parameters, **{key: rows_of(value, rows) for key, value in vars(parameters).items()})
+    return parameters
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises UsageError unless ``degrade.NAME`` is between 0 and 1."""
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(f"degrade.{name} must be between 0 and 1; found {share}")
 
 
 @dataclass
@@ -29,7 +80,7 @@ class DegradeParameters:
     up: Tensor
 
 
-class ResolutionPolicy:
+class ResolutionPolicy(Policy):
     """Part of each batch stays clean, the rest loses resolution.
 
     Args:
@@ -53,9 +104,11 @@ class ResolutionPolicy:
         up: Sequence[str] = ("bilinear",),
         mirror: float = 0.5,
     ):
-        for name, share in (("clean_share", clean_share), ("mirror", mirror)):
-            if not 0.0 <= share <= 1.0:
-                raise UsageError(f"degrade.{name} must be between 0 and 1; found {share}")
+        check_share("clean_share", clean_share)
+        check_share("mirror", mirror)
+        for name, values in (("sizes", sizes), ("continuous", continuous), ("down", down), ("up", up)):
+            if values is not None and (isinstance(values, str) or not isinstance(values, Sequence)):
+                raise UsageError(f"degrade.{name} must be a list; found {values!r}")
         if continuous is not None and (len(continuous) != 2 or not 1 <= continuous[0] <= continuous[1]):
             raise UsageError(f"degrade.continuous must be [smallest, largest] in pixels; found {continuous}")
         if continuous is None and clean_share < 1.0 and (not sizes or min(sizes) < 1):
@@ -90,26 +143,19 @@ class ResolutionPolicy:
         size[order[: round(n * self.clean_share)]] = full_size
         return DegradeParameters(mirror, size, choose(self.down), choose(self.up))
 
-    def apply(self, images: Tensor, parameters: DegradeParameters) -> tuple[Tensor, Tensor]:
-        """Mirror and degrade.
-
-        Args:
-            images: float [n, c, h, h] in [0, 1].
-            parameters: what :meth:`sample` drew for these n images.
-
-        Returns:
-            (degraded, clean), both float [n, c, h, h] in [0, 1]: what the encoder sees, and its HQ original.
-        """
-        full_size = images.shape[-1]
+    def frame(self, images: Tensor, parameters: DegradeParameters) -> Tensor:
         mirror = parameters.mirror.to(images.device)
-        hq = torch.where(mirror[:, None, None, None], images.flip(-1), images)
+        return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+
+    def degrade(self, hq: Tensor, parameters: DegradeParameters) -> Tensor:
+        full_size = hq.shape[-1]
         keys = torch.stack([parameters.size, parameters.down, parameters.up], dim=1)
         keys = keys[parameters.size < full_size]
         if keys.numel() == 0:
-            return hq, hq
+            return hq
         degraded = hq.clone()
         for size, down, up in torch.unique(keys, dim=0).tolist():
             chosen = (parameters.size == size) & (parameters.down == down) & (parameters.up == up)
-            index = chosen.nonzero().squeeze(1).to(images.device)
+            index = chosen.nonzero().squeeze(1).to(hq.device)
             degraded[index] = resample(hq[index], size, KERNELS[down], KERNELS[up])
-        return degraded, hq
+        return degraded

@@ -1,14 +1,14 @@
 """The seam between methods and the trainer: what one training step computes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrface.data.dataset import as_float
-from lrface.degrade.policy import ResolutionPolicy
+from lrface.degrade.policy import Policy, rows_of
 
 
 @dataclass
@@ -59,8 +59,8 @@ class Method(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
-def degrade_batch(batch: dict[str, Any], policy: ResolutionPolicy) -> dict[str, Any]:
-    """Mirror and degrade a batch of uint8 or [0, 1] images.
+def degrade_batch(batch: dict[str, Any], policy: Policy) -> dict[str, Any]:
+    """Frame and degrade a batch of uint8 or [0, 1] images.
 
     Args:
         batch: ``image`` uint8 or float [n, 3, h, h], ``seed`` int: the seed this batch's parameters come from. Where it
@@ -70,18 +70,22 @@ def degrade_batch(batch: dict[str, Any], policy: ResolutionPolicy) -> dict[str, 
         The batch with ``image`` float32 [n, 3, h, h] (degraded) and ``hq`` (its clean original).
     """
     images = as_float(batch["image"])
+    (parameters,) = drawn(batch, policy)
+    degraded, hq = policy.apply(images, parameters)
+    return {**without_seed(batch), "image": degraded, "hq": hq}
+
+
+def drawn(batch: dict[str, Any], policy: Policy, times: int = 1) -> list[Any]:
+    """The policy's parameters for a batch as in :func:`degrade_batch`, ``times`` of them, one after another."""
+    images = batch["image"]
     generator = torch.Generator().manual_seed(int(batch["seed"]))
     rank, ranks = batch.get("part", (0, 1))
-    parameters = policy.sample(len(images) * ranks, images.shape[-1], generator)
-    if ranks > 1:
-        parameters = share_of(parameters, rank * len(images), len(images))
-    degraded, hq = policy.apply(images, parameters)
-    # "seed" stays behind: a number that changes each step would make a compiled forward compile each step.
-    rest = {key: value for key, value in batch.items() if key not in ("image", "seed", "part")}
-    return {**rest, "image": degraded, "hq": hq}
+    own = slice(rank * len(images), (rank + 1) * len(images))
+    whole = [policy.sample(len(images) * ranks, images.shape[-1], generator) for _ in range(times)]
+    return [rows_of(parameters, own) for parameters in whole]
 
 
-def share_of(parameters: Any, first: int, count: int) -> Any:
-    """Rows ``first`` to ``first + count`` of a dataclass of tensors that have a row an image."""
-    rows = {key: value[first : first + count] for key, value in vars(parameters).items()}
-    return replace(parameters, **rows)
+def without_seed(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as ``forward`` gets it, without its images: "seed", a number that changes each step, would make a compiled
+    forward compile each step."""
+    return {key: value for key, value in batch.items() if key not in ("image", "seed", "part")}

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from lrface.degrade.policy import ResolutionPolicy
+from lrface.degrade.policy import Policy
 from lrface.heads import Head
 from lrface.methods.base import Method, StepOutput, degrade_batch
 from lrface.models.blocks import FaceBackbone
@@ -20,7 +20,7 @@ class Classify(Method):
             specialised one, half clean and half mixed the naive augmentation of paper 001, section 4.1.
     """
 
-    def __init__(self, encoder: FaceBackbone, head: Head, policy: ResolutionPolicy):
+    def __init__(self, encoder: FaceBackbone, head: Head, policy: Policy):
         super().__init__()
         self.encoder = encoder
         self.head = head

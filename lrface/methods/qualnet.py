@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrface.degrade.policy import ResolutionPolicy
+from lrface.degrade.policy import Policy
 from lrface.errors import UsageError
 from lrface.heads import Head
 from lrface.losses import quality_loss
@@ -43,7 +43,7 @@ class QualNet(Method):
         encoder: FaceBackbone,
         head: Head,
         decoder: nn.Module,
-        policy: ResolutionPolicy,
+        policy: Policy,
         quality_weight: float = 1.0,
         clip: bool = True,
         freeze: Iterable[str] = (),

@@ -54,7 +54,7 @@ def norms(module: nn.Module) -> list[nn.Module]:
 
 
 def test_names():
-    assert METHODS.names() == ["classify", "qualnet"]
+    assert METHODS.names() == ["classify", "consistency", "qualnet"]
 
 
 def test_prepare_degrades_by_the_seed_of_the_batch():
