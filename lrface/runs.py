@@ -1,5 +1,6 @@
 """Runs of `lrface train` on disk: listed, and compared side by side."""
 
+import copy
 import csv
 import json
 import math
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrface.benchmarks.report import format_columns
-from lrface.config import read_yaml
+from lrface.config import parse_recipe, read_yaml, to_plain
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_file, is_locked, read_json
 from lrface.train.checkpoint import latest_checkpoint
@@ -145,6 +146,15 @@ def _recipe(folder: Path) -> dict[str, Any]:
     plain = read_yaml(folder / "recipe.yaml")
     if not isinstance(plain, dict):
         raise LrfaceError(f"{folder / 'recipe.yaml'} holds no recipe")
+    return plain
+
+
+def _resolved(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the defaults of what this version added; as it is where this version reads it no more."""
+    try:
+        plain: dict[str, Any] = to_plain(parse_recipe(copy.deepcopy(recipe)))
+    except UsageError:
+        return recipe
     return plain
 
 
@@ -336,7 +346,7 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         if report.state == "broken":
             raise LrfaceError(f"{folder}: {report.problem}")
         reports.append(report)
-        recipes.append(flat(_recipe(folder)))
+        recipes.append(flat(_resolved(_recipe(folder))))
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     differing = {
         key: [recipe.get(key) for recipe in recipes]

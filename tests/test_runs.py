@@ -173,6 +173,13 @@ def test_a_comparison_shows_what_differs(root, tmp_path):
     assert list(found.results)[-3:] == ["validation mean (%)", "validation 112 (%)", "validation 14 (%)"]
     text = found.to_text()
     assert "stages.1.optimiser.learning_rate" in text and "0.5" in text and "data.batch_size" not in text
+    # A field that a version added is no difference to a run from before it.
+    older = tmp_path / "older"
+    shutil.copytree(places[0], older)
+    plain = config.read_yaml(older / "recipe.yaml")
+    del plain["trainer"]["sheet_every"], plain["data"]["sampling"]
+    (older / "recipe.yaml").write_text(json.dumps(plain))
+    assert runs.compare_runs([places[0], older]).keys == {"trainer.sheet_every": [0, 1000]}
     assert "the recipes are the same" in runs.compare_runs([places[0], places[0]]).to_text()
     picture = tmp_path / "both.png"
     runs.draw_comparison(found, picture)

@@ -13,12 +13,13 @@ from torch import Tensor
 from lrface.data.dataset import as_float, batch_seed, fit_image
 from lrface.data.sheet import SheetRow, draw_sheet
 from lrface.data.source import FaceSource
+from lrface.degrade.policy import Policy, rows_of
 from lrface.errors import LrfaceError
-from lrface.methods.base import Method, degrade_batch
+from lrface.methods.base import Method
 from lrface.train.observe import Observer, can_draw
 
 FACES = 8
-DRAWS = 8  # degradations drawn for each face, of which the sheet shows one
+DRAWS = 32  # degradations drawn for each face, of which the sheet shows one
 
 
 class SampleSheets(Observer):
@@ -126,7 +127,7 @@ def sample_rows(
 ) -> tuple[list[SheetRow], list[str]]:
     """Rows and column heads of a sheet: each face clean, as the method's policy degrades it, and restored.
 
-    Of several degradations of a face one is shown, so that the rows go through all resolutions from high to low. A
+    Of several degradations of a face one is shown, so that the rows go through all kinds, from clean to worst. A
     method without a policy has no degraded column, one without a decoder no restored one.
 
     Args:
@@ -134,19 +135,21 @@ def sample_rows(
         seed: of the degradations.
     """
     hq = as_float(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
-    seen, sizes = hq, [int(hq.shape[-1])] * len(hq)
+    side = int(hq.shape[-1])
+    seen, kinds = hq, [(False, -side, f"{side} x {side} (clean)")] * len(hq)
     columns = ["input"]
-    policy = getattr(method, "policy", None)
+    policy: Policy | None = getattr(method, "policy", None)
     method.eval()
     with torch.no_grad():
         if policy is not None:
             columns.append("degraded")
-            repeated = hq.repeat_interleave(DRAWS, dim=0)
-            batch = degrade_batch({"image": repeated, "seed": batch_seed(seed, 0)}, policy)
-            drawn = drawn_sizes(policy, len(repeated), int(hq.shape[-1]), batch_seed(seed, 0))
+            generator = torch.Generator().manual_seed(batch_seed(seed, 0))
+            parameters = policy.sample(len(hq) * DRAWS, side, generator)
+            drawn = [kind_of(policy, parameters, row, side) for row in range(len(hq) * DRAWS)]
             shown = spread(drawn, len(hq))
-            seen, hq, sizes = batch["image"][shown], batch["hq"][shown], [drawn[row] for row in shown]
-            names = [names[row // DRAWS] for row in shown]
+            faces = [row // DRAWS for row in shown]
+            kinds, names = [drawn[row] for row in shown], [names[face] for face in faces]
+            seen, hq = policy.apply(hq[faces], rows_of(parameters, torch.tensor(shown)))
         restored: Tensor | None = None
         decoder = getattr(method, "decoder", None)
         if decoder is not None:
@@ -155,8 +158,7 @@ def sample_rows(
                 restored = decoder(method.encoder.features(seen)).float().clamp(0, 1)  # type: ignore[operator]
     rows = []
     for row, name in enumerate(names):
-        side = int(hq.shape[-1])
-        lines = [f"{sizes[row]} x {sizes[row]}" + (" (clean)" if sizes[row] >= side else ""), name]
+        lines = [kinds[row][-1], name]
         groups: list[list[np.ndarray | None]] = [[picture(hq[row])]]
         if policy is not None:
             groups.append([picture(seen[row])])
@@ -167,30 +169,50 @@ def sample_rows(
     return rows, columns
 
 
-def drawn_sizes(policy: Any, n: int, full_size: int, seed: int) -> list[int]:
-    """The resolutions that :func:`~lrface.methods.base.degrade_batch` draws from ``seed``; full size where the policy
-    does not say."""
-    parameters = policy.sample(n, full_size, torch.Generator().manual_seed(seed))
-    sizes = getattr(parameters, "size", None)
-    return [full_size] * n if sizes is None else [int(size) for size in sizes.tolist()]
+Kind = tuple[bool, int, str]
+"""Whether an image is degraded, minus its resolution in pixels, and both in words: sorted, from clean to worst."""
 
 
-def spread(sizes: Sequence[int], faces: int) -> list[int]:
-    """For each face the row of one of its draws, so that together they show all sizes alike, sorted from high to low.
+def kind_of(policy: Policy, parameters: Any, row: int, side: int) -> Kind:
+    """What ``policy`` does to image ``row`` of those that ``parameters`` are for, images of ``side`` pixels."""
+    clean = (False, -side, f"{side} x {side} (clean)")
+    if hasattr(parameters, "size"):
+        size = int(parameters.size[row])
+        return clean if size >= side else (True, -size, f"{size} x {size}")
+    if hasattr(parameters, "severity"):
+        severity = int(parameters.severity[row])
+        names = policy.names  # type: ignore[attr-defined]
+        return clean if severity == 0 else (True, 0, f"{names[int(parameters.name[row])]} {severity}")
+    if hasattr(parameters, "parts"):
+        parts = list(zip(policy.parts, parameters.parts, strict=True))  # type: ignore[attr-defined]
+        if hasattr(parameters, "part"):
+            number = int(parameters.part[row])
+            return clean if number < 0 else kind_of(*parts[number], row, side)
+        if bool(parameters.clean[row]):
+            return clean
+        kinds = [kind for part in parts if (kind := kind_of(*part, row, side))[0]]
+        text = ", ".join(kind[-1] for kind in kinds)
+        return (True, max(kind[1] for kind in kinds), text) if kinds else clean
+    return (True, 0, "degraded")
 
-    ``sizes`` holds as many draws of each face, one face after the other.
+
+def spread(kinds: Sequence[Kind], faces: int) -> list[int]:
+    """For each face the row of one of its draws, so that together they show all kinds alike, sorted from clean to worst.
+
+    ``kinds`` holds as many draws of each face, one face after the other.
     """
-    different = sorted(set(sizes), reverse=True)
-    each = len(sizes) // faces
+    different = sorted(set(kinds))
+    place = {kind: number for number, kind in enumerate(different)}
+    each = len(kinds) // faces
     free = set(range(faces))
     rows = []
     wanted = [different[face * len(different) // faces] for face in range(faces)]
-    # Rare sizes choose first.
-    for size in sorted(wanted, key=lambda size: (sizes.count(size), size)):
+    # Rare kinds choose first.
+    for kind in sorted(wanted, key=lambda kind: (kinds.count(kind), kind)):
         open_rows = [row for face in sorted(free) for row in range(face * each, (face + 1) * each)]
-        rows.append(min(open_rows, key=lambda row: (abs(np.log(sizes[row] / size)), row)))
+        rows.append(min(open_rows, key=lambda row: (abs(place[kinds[row]] - place[kind]), row)))
         free.remove(rows[-1] // each)
-    return sorted(rows, key=lambda row: (-sizes[row], row))
+    return sorted(rows, key=lambda row: (kinds[row], row))
 
 
 def picture(image: Tensor) -> NDArray[np.uint8]:

@@ -6,14 +6,15 @@ import torch
 from PIL import Image
 
 from lrface.data.sheet import LABEL_WIDTH, MARGIN, TILE
-from lrface.degrade.policy import ResolutionPolicy
+from lrface.degrade.policies import build_policy
+from lrface.degrade.policy import Policy, ResolutionPolicy
 from lrface.degrade.resolution import resample
 from lrface.errors import LrfaceError
 from lrface.heads import build_head
 from lrface.methods import Classify, QualNet
 from lrface.models import build_backbone, build_decoder
 from lrface.train.observe import Observers
-from lrface.train.sheets import SampleSheets, drawn_sizes, pick_faces, sample_rows, spread
+from lrface.train.sheets import SampleSheets, kind_of, pick_faces, sample_rows, spread
 
 POLICY = ResolutionPolicy(sizes=(56, 28, 14))
 
@@ -90,13 +91,51 @@ def test_a_method_without_decoder_or_policy_has_fewer_columns():
     assert columns == ["input"] and np.array_equal(rows[0].groups[0][0], images[0])
 
 
-def test_sizes_are_those_that_the_batch_is_made_with():
-    sizes = drawn_sizes(ResolutionPolicy(continuous=(8, 60)), 64, 112, seed=9)
-    assert len(set(sizes)) > 10 and max(sizes) == 112
-    rows = spread(sizes, 8)
-    assert sorted(row // 8 for row in rows) == list(range(8))
-    shown = [sizes[row] for row in rows]
-    assert shown[0] > 50 and shown[-1] < 20
+def kinds(policy: Policy, n: int = 256) -> list[tuple[bool, int, str]]:
+    parameters = policy.sample(n, 112, torch.Generator().manual_seed(9))
+    return [kind_of(policy, parameters, row, 112) for row in range(n)]
+
+
+def test_rows_are_spread_over_what_is_drawn():
+    drawn = kinds(ResolutionPolicy(continuous=(8, 60)))
+    assert len(set(drawn)) > 30
+    rows = spread(drawn, 8)
+    assert sorted(row // 32 for row in rows) == list(range(8))
+    shown = [-drawn[row][1] for row in rows]
+    assert shown == sorted(shown, reverse=True) and shown[0] == 112 and shown[1] > 40 and shown[-1] < 16
+
+
+def test_every_policy_is_put_in_words():
+    mixed = build_policy(
+        "mixed",
+        parts=[{"name": "resolution", "sizes": [14]}, {"name": "corruptions", "names": ["fog", "contrast"]}],
+    )
+    words = {kind[-1] for kind in kinds(mixed)}
+    assert words == {
+        "112 x 112 (clean)",
+        "14 x 14",
+        *(f"{name} {severity}" for name in ("fog", "contrast") for severity in range(1, 6)),
+    }
+    chain = build_policy(
+        "chain",
+        parts=[
+            {"name": "resolution", "sizes": [28]},
+            {"name": "corruptions", "names": ["fog"], "severities": [2]},
+        ],
+    )
+    assert {kind[-1] for kind in kinds(chain)} == {"112 x 112 (clean)", "28 x 28, fog 2"}
+    assert {kind[-1] for kind in kinds(build_policy("augmix"))} <= {"112 x 112 (clean)", "degraded"}
+
+
+def test_corrupted_faces_are_those_of_the_policy():
+    policy = build_policy("corruptions", names=["contrast", "jpeg_compression"], mirror=0.0)
+    names, images = pick_faces(Faces(), 8, 112, seed=0)
+    rows, _ = sample_rows(Classify(qualnet().encoder, qualnet().head, policy), names, images, seed=5)
+    assert "(clean)" in rows[0].lines[0] and len({row.lines[0] for row in rows}) == 8
+    for row in rows:
+        (clean,), (seen,) = row.groups
+        assert np.array_equal(clean, images[names.index(row.lines[1])])
+        assert np.array_equal(clean, seen) == ("(clean)" in row.lines[0])
 
 
 def test_sheets_are_drawn_at_the_start_every_so_often_and_at_the_end(tmp_path):
