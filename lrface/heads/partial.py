@@ -43,7 +43,7 @@ class _OfAllRanks(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         ranks = dist.get_world_size()
         own = torch.empty_like(gradient[: len(gradient) // ranks])
         dist.reduce_scatter_tensor(own, gradient.contiguous())
@@ -60,7 +60,7 @@ class _SumOfShards(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 

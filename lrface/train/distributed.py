@@ -29,7 +29,7 @@ from lrface.files import explain
 from lrface.heads.base import at_least_float32
 from lrface.heads.margin import sum_over_ranks
 from lrface.heads.partial import PartialHead
-from lrface.methods.base import StepOutput
+from lrface.methods.base import Method, StepOutput
 from lrface.train.checkpoint import TrainingState, restore_random_state
 from lrface.train.launch import CONSEQUENCE, LOST, Place, end_with_launcher, expected_ranks, find_place
 
@@ -282,7 +282,7 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(input, average, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         input, weight, average, scale = context.saved_tensors
         shape = [1, -1] + [1] * (input.dim() - 2)
         dimensions = [0, *range(2, input.dim())]
@@ -305,7 +305,8 @@ def synchronise_batchnorm(method: nn.Module, device: str) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(method)
     for module in method.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-            module.__class__ = SynchronisedBatchNorm  # parameters, buffers, hooks and mode stay as they are
+            # Parameters, buffers, hooks and mode stay as they are.
+            module.__class__ = SynchronisedBatchNorm  # type: ignore[assignment]
     return method
 
 
@@ -350,7 +351,7 @@ class Spread:
         self.device = device
         self.sync_batchnorm = ranks() > 1 and sync_batchnorm is not False
         self.fsdp = ranks() > 1 and strategy == "fsdp"
-        self._whole: nn.Module | None = None
+        self._whole: Method | None = None
         self.fabric = self._make_fabric(precision)
 
     def _make_fabric(self, precision: str) -> "Fabric":
@@ -381,15 +382,12 @@ class Spread:
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         # PyTorch renamed it.
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        # Statistics over all ranks are equal on all; others differ, and then rank 0's count.
+        wrapper: dict[str, Any] = {"gradient_as_bucket_view": True, buffers: not self.sync_batchnorm}
         strategy = (
             ByItself(cluster_environment=environment)
             if self.fsdp
-            else DDPStrategy(
-                cluster_environment=environment,
-                gradient_as_bucket_view=True,
-                # Statistics over all ranks are equal on all; others differ, and then rank 0's count.
-                **{buffers: not self.sync_batchnorm},
-            )
+            else DDPStrategy(cluster_environment=environment, **wrapper)
         )
         fabric = Fabric(
             devices=place.local_ranks,
@@ -400,7 +398,7 @@ class Spread:
         fabric.launch()
         return fabric
 
-    def prepare(self, method: nn.Module) -> None:
+    def prepare(self, method: Method) -> None:
         """Before an optimiser is made: equal weights on all ranks, statistics over all, weights split over them."""
         if ranks() == 1:
             return
@@ -427,7 +425,7 @@ class Spread:
         # The rest as one: methods call parts of the encoder and the decoder, and only their own forward is sure to run.
         fully_shard(method, mesh=mesh, ignored_params=ignored)
 
-    def whole(self, method: nn.Module) -> nn.Module:
+    def whole(self, method: Method) -> Method:
         """The method with all of its weights, for rank 0 to save; every rank must call it."""
         if not self.fsdp:
             return method
@@ -533,7 +531,7 @@ def save_classes(method: nn.Module, folder: Path) -> None:
     with file:
         for piece in _pieces(layout):
             try:
-                file.write(piece.numpy())
+                file.write(piece.numpy().data)
             except OSError as error:
                 problem = problem or error
     if problem is not None:

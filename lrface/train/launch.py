@@ -231,11 +231,11 @@ def launch(
             if child.poll() is None:
                 child.kill()
                 child.wait()
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        for output in outputs:
-            if output is not None:
-                output.close()
+        for received, handler in old.items():
+            signal.signal(received, handler)
+        for kept in outputs:
+            if kept is not None:
+                kept.close()
         os.close(ours)
         os.close(theirs)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,9 +325,7 @@ class Trainer:
                     or done == stage.steps
                     or (self.keep_every is not None and done % self.keep_every == 0)
                 )
-                with memory_named(
-                    lambda reason, step=step, batch=batch: self._memory(stage, take, step, batch, reason)
-                ):
+                with memory_named(partial(self._memory, stage, take, step, batch)):
                     output = take.gradients(batch)
                     if step % check_every == 0 or due:
                         self._check_loss(stage, take, step, batch, random, rate)
@@ -429,7 +428,8 @@ class Trainer:
         except LrfaceError as error:
             saved = f"the batch could not be saved ({error})"
         raise LrfaceError(
-            f"the loss became {loss} at step {bad} of stage {stage.name!r} (learning rate {rate:g}); {kept}; {saved}. Lower optimiser.learning_rate of this stage, raise schedule.warmup_steps, "
+            f"the loss became {loss} at step {bad} of stage {stage.name!r} (learning rate {rate:g}); {kept}; {saved}. "
+            "Lower optimiser.learning_rate of this stage, raise schedule.warmup_steps, "
             "set optimiser.clip_norm=5 or trainer.precision=float32, and run again with --accept-changes to go on "
             "from that checkpoint"
         )
