@@ -100,3 +100,27 @@ def test_tensorboard_gets_the_same_values(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 0.5), (1, 0.25)]
+
+
+def test_two_logs_in_a_folder_do_not_drop_each_others_steps(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # A stage is validated after step 4, resumes there, and its own rows from 4 on are done again.
+    for first, steps in ((0, (3, 4)), (4, (4,))):
+        metrics, validation = MetricsLog(tmp_path, first), MetricsLog(tmp_path, first + 1, name="validation")
+        for step in steps:
+            metrics.write(step, {"loss": 0.5 + first})
+        if first == 0:
+            validation.write(4, {"accuracy_mean": 60.0})
+        metrics.close()
+        validation.close()
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss\n3,0.5\n4,4.5\n"
+    assert (tmp_path / "validation.csv").read_text() == "step,accuracy_mean\n4,60.0\n"
+    for folder, tag, expected in (
+        ("tensorboard", "loss", [(3, 0.5), (4, 4.5)]),
+        ("tensorboard/validation", "accuracy_mean", [(4, 60.0)]),
+    ):
+        events = EventAccumulator(str(tmp_path / folder))
+        events.Reload()
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == expected
