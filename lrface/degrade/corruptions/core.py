@@ -57,7 +57,6 @@ MNIST_KERNELS: dict[str, Kernel] = KERNELS | {
 
 # A batch on the CPU is worked on in parts of about this many values, which stay in the processor's caches.
 PART = 1 << 20
-PARTS = {"glass_blur": 1 << 23}  # many small steps over all images at once: their number counts
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _corrupt_alike(
     kernel = (MNIST_KERNELS if set.channels == 1 else KERNELS)[parameters.name]
     step = len(images)
     if images.device.type == "cpu":
-        step = max(1, PARTS.get(parameters.name, PART) // max(1, images[0].numel()))
+        step = max(1, PART // max(1, images[0].numel()))
     whole = images.dtype == torch.uint8
     for start in range(0, len(images), step):
         part = slice(start, start + step)

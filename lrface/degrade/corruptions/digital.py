@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrface.degrade.corruptions.draws import Draws
-from lrface.degrade.corruptions.filters import blur_separably
+from lrface.degrade.corruptions.filters import AxisFilter, axis_filter, blur_separably
 
 
 def contrast(levels: Tensor, factor: float, draws: Draws) -> Tensor:
@@ -41,11 +41,11 @@ def saturate(levels: Tensor, constants: tuple[float, float], draws: Draws) -> Te
 
 
 @lru_cache(maxsize=64)
-def _box_windows(size: int, smaller: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _box_windows(size: int, smaller: int, device: torch.device) -> tuple[AxisFilter, Tensor]:
     """How Pillow's box filter shrinks ``size`` pixels to ``smaller``, and how its nearest filter brings them back.
 
     Returns:
-        The weights, float32 [smaller, size], each row the mean of a window of whole pixels; and for each of ``size``
+        The filter, each pixel of it the mean of a window of whole pixels; and for each of ``size``
         pixels the one it shows, int64.
     """
     scale = size / smaller
@@ -60,7 +60,7 @@ def _box_windows(size: int, smaller: int, device: torch.device) -> tuple[Tensor,
     for _ in range(size):
         shown.append(min(int(place), smaller - 1))
         place += step
-    return weights.float().to(device), torch.tensor(shown, device=device)
+    return axis_filter(weights, device), torch.tensor(shown, device=device)
 
 
 def pixelate(levels: Tensor, ratio: float, draws: Draws) -> Tensor:
@@ -68,7 +68,7 @@ def pixelate(levels: Tensor, ratio: float, draws: Draws) -> Tensor:
     height, width = levels.shape[-2:]
     rows, row_shown = _box_windows(height, max(1, int(height * ratio)), levels.device)
     columns, column_shown = _box_windows(width, max(1, int(width * ratio)), levels.device)
-    small = rows @ (levels @ columns.T).add_(0.5).floor_()
+    small = rows.down(columns.across(levels).add_(0.5).floor_())
     small = small.add_(0.5).clamp_(0, 255).to(torch.uint8)
     return small.index_select(3, column_shown).index_select(2, row_shown).float()
 

@@ -40,7 +40,7 @@ def swap_pixels(levels: Tensor, reach: int, rounds: int, draws: Draws) -> Tensor
         chosen, inner = partners(height, width, reach, number, draws)
         places = torch.arange(height * width, device=levels.device).view(height, width)[inner]
         swapped = draws.bits(f"swapped {number}", *places.shape) < 0
-        chosen = torch.where(swapped, chosen, places).flip(1, 2)
+        chosen = torch.where(swapped, chosen.long(), places).flip(1, 2)
         places = places.flip(0, 1)
         rows, columns = places.shape
         row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -233,6 +233,6 @@ def _blur_black_border(values: Tensor) -> Tensor:
     height, width = values.shape[-2:]
     inside = []
     for size in (height, width):
-        matrix = gaussian_matrix(size + 8, 1.0, 4, "nearest", torch.device("cpu"))[4:-4, 4:-4]
-        inside.append((matrix / matrix.sum(1, keepdim=True)).to(values.device))
+        matrix = gaussian_matrix(size + 8, 1.0, 4, "nearest")[4:-4, 4:-4]
+        inside.append((matrix / matrix.sum(1, keepdim=True)).to(values))
     return inside[0] @ values @ inside[1].T
