@@ -179,8 +179,9 @@ def apply_operations(levels: Tensor, operation: Tensor, level: Tensor, negative:
 def autocontrast(levels: Tensor) -> Tensor:
     """Stretch each channel to 0 to 255. float [n, c, h, w], whole numbers, and back."""
     low, high = levels.amin((2, 3), keepdim=True), levels.amax((2, 3), keepdim=True)
-    # Double precision and this order, as Pillow computes its table: the result is cut to whole levels.
-    scale = 255.0 / (high - low).double()
+    # Double precision and this order, as Pillow computes its table: the result is cut to whole levels. 255.0 / x would
+    # be 255 times the rounded 1 / x.
+    scale = torch.full_like(high, 255, dtype=torch.float64) / (high - low)
     stretched = (levels.double() * scale - low.double() * scale).floor().clamp(0, 255).to(levels.dtype)
     return torch.where(high > low, stretched, levels)
 
