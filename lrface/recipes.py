@@ -307,7 +307,12 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
                 f"{' and more' if len(changed) > 5 else ''}. Choose another place with out=DIR, start anew with "
                 "--restart, or go on with the changed recipe with --accept-changes"
             )
-    elif not begun and out.exists() and set(os.listdir(out)) - {".lock", "profile"} and not (out / "stages").exists():
+    elif (
+        not begun
+        and out.exists()
+        and set(os.listdir(out)) - {".lock", "profile"}
+        and not (out / "stages").exists()
+    ):
         raise UsageError(f"{out} is not empty and holds no run of lrface; choose another place with out=DIR")
     for folder in (out, *(out / "stages").glob("*")):
         remove_leftovers(folder)
@@ -343,7 +348,12 @@ def run_recipe(
         check_batch(recipe.data.batch_size, ranks())
         main = rank() == 0
         return _run(
-            recipe, data, restart, accept_changes, show_progress and main, say if main else lambda message: None
+            recipe,
+            data,
+            restart,
+            accept_changes,
+            show_progress and main,
+            say if main else lambda message: None,
         )
 
 
@@ -373,6 +383,7 @@ def _run(
     settings = [stage_settings(stage) for stage in recipe.stages]
     methods = [build_method(recipe, stage, identities) for stage in recipe.stages]
     check_loads(recipe, methods)
+    trainer = build_trainer(recipe, show_progress, say)
     for stage, method in zip(recipe.stages, methods, strict=True):
         check_stage(stage.name, method, batch_size // ranks(), stage.accumulate, stage.ema)
     validation, _ = watch_settings(recipe)
@@ -410,7 +421,7 @@ def _run(
         ]
         with recorded(out, recipe.name, planned, recipe.trainer.threads) if rank() == 0 else nullcontext():
             _run_stages(
-                recipe, source, held_out, source_name, methods, steps, settings, summary, show_progress, say
+                recipe, source, held_out, source_name, methods, trainer, steps, settings, summary, say
             )
         summary.weights_sha256 = read_json(out / "model.json", "the card of the model")["weights_sha256"]
         summary.seconds = time.perf_counter() - started
@@ -454,16 +465,15 @@ def _run_stages(
     held_out: FaceSource | None,
     source_name: str,
     methods: Sequence[Method],
+    trainer: Trainer,
     planned: Sequence[int],
     settings: Sequence[tuple[Optimiser, Schedule]],
     summary: RunSummary,
-    show_progress: bool,
     say: Callable[[str], None],
 ) -> None:
     """Every stage that is not complete, then the model; fills in ``summary.stages``."""
     out = Path(summary.out)
     images, identities, batch_size = len(source), len(source.identities), recipe.data.batch_size
-    trainer = build_trainer(recipe, show_progress, say)
     say(
         f"{recipe.name}: {images} images of {identities} identities from {source_name}, {recipe.backbone.name}, "
         f"{trainer.device}, {trainer.precision}{', compiled' if trainer.compile else ''} -> {out}"
@@ -487,7 +497,7 @@ def _run_stages(
         else:
             say(f"stage {stage.name}: resumes from {newest}")
         if dataset is None:
-            dataset = open_dataset(recipe, source, method, show_progress)
+            dataset = open_dataset(recipe, source, method, trainer.show_progress)
         # Each stage has its own order and augmentation; stage 1 of two recipes with one seed is alike.
         stage_seed = recipe.seed * 1000 + index
         seed_random(stage_seed)

@@ -154,6 +154,44 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(workplace, ref
     assert_same_run(run, reference)
 
 
+def test_a_batch_that_failed_is_run_again(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    hot = ("stages.0.optimiser.learning_rate=1e30", "stages.0.schedule.warmup_steps=0", "out=hot")
+    result = cli("train", "tiny.yaml", *hot)
+    assert result.exit_code == 1 and "error: the loss became " in result.stderr
+    path = result.stderr.partition("--replay ")[2].partition("`")[0]
+    assert path.startswith("hot/stages/1-one/failed/step-") and Path(path).is_file()
+    again = cli("train", "tiny.yaml", *hot, "--replay", path)
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout.startswith("stage one, step ") and "first outputs that are not finite" in again.stdout
+    found = json.loads(cli("train", "tiny.yaml", *hot, "--replay", path, "--json").stdout)
+    assert found["stage"] == "one" and (found["modules"] or found["gradients"])
+    other = cli("train", "tiny.yaml", "stages.0.name=first", "--replay", path)
+    assert other.exit_code == 1 and "is of stage 'one', which recipe tiny does not have" in other.stderr
+
+
+def test_a_profile_leaves_nothing_but_its_trace(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    result = cli("train", "tiny.yaml", "out=profiled", "--profile")
+    assert result.exit_code == 0, result.stderr
+    for words in (
+        "images/s",
+        "data",
+        "prepare",
+        "forward",
+        "backward",
+        "optimiser",
+        "GFLOP an image",
+        "peak: ",
+    ):
+        assert words in result.stdout
+    files = [path for path in (workplace / "profiled").rglob("*") if path.is_file()]
+    assert files == [workplace / "profiled" / "profile" / "one.json"]
+    assert json.loads(files[0].read_text())["traceEvents"]
+    # The place is still free for the run itself.
+    assert cli("train", "tiny.yaml", "out=profiled", "stages.0.steps=1", "stages.1.steps=1").exit_code == 0
+
+
 def test_training_needs_no_optional_package(workplace):
     """A GPU machine often has PyTorch and little else."""
     code = """
@@ -207,6 +245,23 @@ def test_wrong_usage_exits_with_2_and_no_traceback(workplace, monkeypatch):
         (["tiny.yaml", "backbone.widht=3", "out=never"], "unknown key backbone.widht"),
         (["tiny.yaml", "seed"], "an override is key=value"),
         (["tiny.yaml", "stages.one.schedule.kind=cosin"], "stage 'one': schedule.kind must be one of"),
+        (
+            ["tiny.yaml", "stages.one.accumulate=3", "out=never"],
+            "stage 'one': accumulate must divide the batch",
+        ),
+        (["tiny.yaml", "stages.one.ema=1", "out=never"], "stage 'one': ema must be from 0 to below 1"),
+        (
+            ["tiny.yaml", "trainer.precision=float16", "out=never"],
+            "float16 needs a GPU and this run is on cpu",
+        ),
+        (
+            ["tiny.yaml", "stages.one.optimiser.betas=[0.9]"],
+            "stage 'one': optimiser.betas must be two numbers",
+        ),
+        (
+            ["tiny.yaml", "stages.one.optimiser.layers=[{match: x.*, weight_decay: -1}]"],
+            "stage 'one': optimiser.layers 'x.*': weight_decay must be at least 0",
+        ),
     ):
         result = cli("train", *arguments)
         assert result.exit_code == 2 and message in result.stderr, result.output
@@ -229,7 +284,7 @@ def test_a_failed_job_exits_with_1(workplace, monkeypatch):
     assert not (workplace / "never").exists()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGUSR1, 0)])
 def test_a_stopped_run_says_where_it_goes_on(workplace, monkeypatch, number, code):
     from lrface import recipes
     from lrface.train.signals import Interrupted

@@ -1,4 +1,7 @@
-"""kill -9 at random moments of real runs: every resume comes to the weights of the run that nobody killed."""
+"""Real runs that are killed, pre-empted, robbed of a data worker or out of disk space.
+
+Each comes to the weights of the run that nobody disturbed, when the same command is run again.
+"""
 
 import csv
 import json
@@ -95,15 +98,18 @@ class Nursery:
         return int(self.process.stdout.readline())
 
     def start(self, run: str, *overrides: str) -> int:
-        return self._ask(" ".join([f"{run}.log", "train", "tiny.yaml", f"out={run}", *overrides]))
+        return self._ask(" ".join([f"{Path(run).name}.log", "train", "tiny.yaml", f"out={run}", *overrides]))
 
     def wait(self, pid: int) -> int:
         """The exit code."""
         return self._ask(f"wait {pid}")
 
+    def log(self, run: str) -> str:
+        return (self.folder / f"{Path(run).name}.log").read_text()
+
     def finish(self, run: str, *overrides: str) -> None:
         code = self.wait(self.start(run, *overrides))
-        assert code == 0, (self.folder / f"{run}.log").read_text()
+        assert code == 0, self.log(run)
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +136,21 @@ def reference(nursery) -> tuple[Path, float]:
     return nursery.folder / "reference", time.monotonic() - started
 
 
-def kill_when(nursery: Nursery, pid: int, moment: Callable[[], bool]) -> bool:
-    """kill -9 as soon as ``moment()``; False when the run was over before."""
+def wait_for(pid: int, moment: Callable[[], bool]) -> bool:
+    """Whether ``moment()`` came before the process was over."""
     deadline = time.monotonic() + PATIENCE
     while not moment():
         if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return nursery.wait(pid) != 0
+            return False
         assert time.monotonic() < deadline
         time.sleep(0.0002)
+    return True
+
+
+def kill_when(nursery: Nursery, pid: int, moment: Callable[[], bool]) -> bool:
+    """kill -9 as soon as ``moment()``; False when the run was over before."""
+    if not wait_for(pid, moment):
+        return nursery.wait(pid) != 0
     os.kill(pid, signal.SIGKILL)
     return nursery.wait(pid) == -signal.SIGKILL
 
@@ -146,16 +159,16 @@ def glob(folder: Path, pattern: str) -> bool:
     return next(folder.glob(pattern), None) is not None
 
 
+def has_rows(run: Path, stage: str, count: int) -> bool:
+    metrics = run / "stages" / stage / "metrics.csv"
+    return metrics.exists() and metrics.read_bytes().count(b"\n") > count
+
+
 def moments(run: Path, seconds: float, draw: random.Random) -> dict[str, Callable[[], bool]]:
     """What a kill waits for."""
     due = time.monotonic() + draw.uniform(0.0, seconds)
     rows = draw.randrange(1, STEPS)
-    stage = run / "stages" / draw.choice(STAGES)
-
-    def after_rows() -> bool:
-        metrics = stage / "metrics.csv"
-        return metrics.exists() and metrics.read_bytes().count(b"\n") > rows
-
+    stage = draw.choice(STAGES)
     skipped = draw.randrange(4)
     seen: set[str] = set()
 
@@ -165,7 +178,7 @@ def moments(run: Path, seconds: float, draw: random.Random) -> dict[str, Callabl
 
     return {
         "any time": lambda: time.monotonic() > due,
-        "in training": after_rows,
+        "in training": lambda: has_rows(run, stage, rows),
         "in saving": saving,
         "between stages": lambda: (
             (run / "stages" / STAGES[0] / f"step-{STEPS:08d}").is_dir()
@@ -257,3 +270,83 @@ def test_runs_killed_twenty_times_come_to_the_same_weights(nursery, reference):
     )
     print(json.dumps({**struck, "seconds": round(time.monotonic() - started)}))
     assert struck == {kind: kinds.count(kind) for kind in kinds}
+
+
+LOADING = ("data.workers=1", "data.cache=false")
+
+
+def test_a_signal_to_the_whole_job_is_a_pre_emption(nursery, reference):
+    """A scheduler tells every process of a job, those that load data too."""
+    run = nursery.folder / "pre-empted"
+    pid = nursery.start(run.name, *LOADING)
+    assert wait_for(pid, lambda: has_rows(run, "2-two", 3)), nursery.log(run.name)
+    os.killpg(pid, signal.SIGTERM)
+    assert nursery.wait(pid) == 0, nursery.log(run.name)
+    done = len(rows(run, "2-two"))
+    text = nursery.log(run.name)
+    assert (
+        f"stopped after step {done}, saved {run.name}/stages/2-two/step-{done:08d}; the same command" in text
+    )
+    assert "Traceback" not in text
+    nursery.finish(run.name)  # and on another number of data workers
+    assert_same_run(run, reference[0])
+
+
+def test_a_signal_outside_of_training_ends_the_run_without_failure(nursery):
+    run = nursery.folder / "decoding"
+    pid = nursery.start(run.name, "data.synthetic.identities=200", "data.path=null", "data.cache=true")
+    assert wait_for(pid, (run / "recipe.yaml").exists), nursery.log(run.name)
+    os.kill(pid, signal.SIGTERM)
+    assert nursery.wait(pid) == 0, nursery.log(run.name)
+    assert "stopped between training steps; the same command goes on from there" in nursery.log(run.name)
+
+
+def test_a_killed_data_worker_is_named_and_the_run_goes_on(nursery, reference):
+    run = nursery.folder / "worker"
+    pid = nursery.start(run.name, *LOADING)
+    assert wait_for(pid, lambda: has_rows(run, "1-one", 3)), nursery.log(run.name)
+    for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(worker), signal.SIGKILL)
+    assert nursery.wait(pid) == 1
+    text = nursery.log(run.name)
+    assert "error: a process that loads data died" in text and "lower data.workers" in text
+    assert "Traceback" not in text and "The same command goes on from worker/stages/1-one/step-0000" in text
+    nursery.finish(run.name)
+    assert_same_run(run, reference[0])
+
+
+def mount_disk(folder: Path, options: str) -> None:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a disk")
+
+
+def test_a_folder_that_cannot_be_written_is_named(nursery):
+    mount_disk(nursery.folder / "read-only", "ro,size=64k")
+    try:
+        assert nursery.wait(nursery.start("read-only/there")) == 1
+    finally:
+        subprocess.run(["umount", str(nursery.folder / "read-only")], check=True)
+    text = nursery.log("there")
+    assert "error: cannot write read-only/there" in text and "Read-only file system" in text
+    assert "Make its folder writable or choose another place" in text and "Traceback" not in text
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on(nursery, reference):
+    disk = nursery.folder / "small"
+    mount_disk(disk, "size=5m")  # a checkpoint of the first stage takes 1.7 MB
+    try:
+        assert nursery.wait(nursery.start("small/full", "trainer.keep_last=9")) == 1
+        text = nursery.log("full")
+        assert "error: cannot write small/full/stages/1-one/" in text and "Traceback" not in text
+        assert (
+            "the disk is full. Nothing finished before is lost; free space and run the same command" in text
+        )
+        assert checkpoints(disk / "full" / "stages" / "1-one")
+        assert_whole(disk / "full")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        nursery.finish("small/full", "trainer.keep_last=9")
+        assert_same_run(disk / "full", reference[0])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
