@@ -173,7 +173,7 @@ class PartialHead(Head):
                 target = torch.where(here, torch.searchsorted(rows, own), -1)
                 if self.training:
                     self.sampling[1] += 1
-            classes = self.weight[rows].to(embeddings.dtype)
+            classes = self.weight.index_select(0, rows).to(embeddings.dtype)
             if torch.is_grad_enabled():
                 classes.requires_grad_().register_post_accumulate_grad_hook(
                     lambda leaf: self._take_gradient(rows, leaf)
@@ -223,12 +223,14 @@ class PartialHead(Head):
         assert classes.grad is not None
         gradient = classes.grad.to(self.weight.dtype)
         classes.grad = None
+        values = classes.detach().to(self.weight.dtype)
         if self.sampled.grad is not None:
             rows, place = torch.unique(torch.cat([self.chosen, rows]), return_inverse=True)
             both = torch.cat([self.sampled.grad, gradient])
             gradient = both.new_zeros(len(rows), both.shape[1]).index_add_(0, place, both)
+            values = self.weight.index_select(0, rows)
         self.chosen = rows
-        self.sampled.data = self.weight[rows]
+        self.sampled.data = values
         self.sampled.grad = gradient
 
     def attach(self, optimiser: torch.optim.Optimizer) -> None:
@@ -255,20 +257,20 @@ class PartialHead(Head):
         scale, bad = getattr(optimiser, "grad_scale", None), getattr(optimiser, "found_inf", None)
         if scale is not None:
             gradient = gradient / scale
-        rows, before = self.chosen, self.weight[self.chosen]
+        rows, before = self.chosen, self.sampled.data
         after, state = (_adamw if "betas" in group else _sgd)(group, before, gradient, self._state_of)
         for name, (old, new) in {"weight": (before, after), **state}.items():
             kept = new if bad is None else torch.where(bad > 0, old, new)
             (self.weight if name == "weight" else self.state[name]).index_copy_(0, rows, kept)
-        # Whoever looks for weights that are not finite looks at parameters.
-        self.sampled.data = self.weight[rows]
+            if name == "weight":  # whoever looks for weights that are not finite looks at parameters
+                self.sampled.data = kept
 
     def _state_of(self, name: str, wide: bool = True) -> Tensor:
         """The step's rows of the optimiser's ``name``, which is 0 before a class's first step."""
         if name not in self.state:
             shape = self.weight.shape if wide else self.weight.shape[:1]
             self.state[name] = self.weight.new_zeros(shape)
-        return self.state[name][self.chosen]
+        return self.state[name].index_select(0, self.chosen)
 
     def rows(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of this rank's classes, float32, a row a class: weights and the optimiser's state."""
