@@ -1,9 +1,10 @@
 """Partial FC: memory and time of a step with 100,000 and a million identities, all classes against a sample of 10 %.
 
 Embeddings of 128 numbers, batches of 64, CosFace, SGD with momentum, 2 threads; every case in a process of its own, whose
-memory above that of the imports is read, and processor time, which other work on the machine disturbs less. The peer is the same head with all classes and PyTorch's fused SGD. What ten
-million identities need, and embeddings of 512 numbers, is computed from tensors on the meta device. The table of all
-cases goes to eval/results/partial_fc.json; the figure in bench.json is steps a second with a million identities.
+memory above that of the imports is read, and processor time, which other work on the machine disturbs less. The peer is
+the same head with all classes and PyTorch's fused SGD. What ten million identities need, and embeddings of 512 numbers,
+is computed from tensors on the meta device. The table of all cases goes to eval/results/partial_fc.json; the figure in
+bench.json is steps a second with a million identities.
 """
 
 import importlib.util
