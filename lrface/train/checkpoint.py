@@ -294,18 +294,23 @@ def seed_random(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def torch_random_state() -> dict[str, Any]:
+    """PyTorch's random generators on CPU and GPU: cheap enough for every step."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # asking whether there is a GPU takes longer than everything else here
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
 def random_state() -> dict[str, Any]:
     """Every random generator a method may draw from: PyTorch's on CPU and GPU, Python's and NumPy's global ones."""
     version, words, gauss = random.getstate()
     kind, key, *rest = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "cpu": torch.get_rng_state(),
+    return {
+        **torch_random_state(),
         "python": (version, torch.tensor(words), gauss),
         "numpy": (str(kind), torch.from_numpy(np.asarray(key).astype(np.int64)), *rest),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from lrface.train.checkpoint import (
     random_state,
     remove_leftovers,
     save_checkpoint,
+    torch_random_state,
 )
 from lrface.train.distributed import (
     NoLog,
@@ -318,7 +319,7 @@ class Trainer:
                     check_needs(method, batch)
                 rate = stage.rate(step)
                 set_rate(take.optimiser, rate)
-                random[step % check_every] = random_state()
+                random[step % check_every] = torch_random_state()
                 done = step + 1
                 due = (
                     done % self.checkpoint_every == 0
