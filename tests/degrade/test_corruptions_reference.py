@@ -14,7 +14,9 @@ from lrface.degrade.corruptions import CORRUPTIONS, SETS, corrupt, frost, weathe
 from lrface.degrade.corruptions.core import KERNELS
 from lrface.degrade.corruptions.draws import Draws
 
-reference = pytest.importorskip("imagecorruptions.corruptions", reason="imagecorruptions-imaug is not installed")
+reference = pytest.importorskip(
+    "imagecorruptions.corruptions", reason="imagecorruptions-imaug is not installed"
+)
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample"
 SIZE = 224
@@ -53,7 +55,9 @@ def natural_images(count: int) -> list[np.ndarray]:
     for _ in range(count):
         layers = np.fft.irfft2(np.fft.rfft2(random.standard_normal((4, SIZE, SIZE))) / frequency)
         colours = layers[:1] * 2 + layers[1:]
-        found.append((128 + 55 * colours / colours.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy())
+        found.append(
+            (128 + 55 * colours / colours.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
+        )
     return found
 
 
@@ -174,7 +178,9 @@ def test_frost_is_laid_on_as_in_the_reference(monkeypatch: pytest.MonkeyPatch) -
     picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)[..., ::-1].copy()
     monkeypatch.setattr(weather, "textures", lambda *_: torch.from_numpy(picture)[None])
     monkeypatch.setattr(weather, "SHARES", (1.0,))
-    monkeypatch.setattr(reference.np.random, "randint", lambda low, high=None: 0 if high is None else low + 57)
+    monkeypatch.setattr(
+        reference.np.random, "randint", lambda low, high=None: 0 if high is None else low + 57
+    )
     crop = (57.5 / (picture.shape[0] - SIZE), 57.5 / (picture.shape[1] - SIZE))
     for severity in range(1, 6):
         theirs = by_reference(IMAGES[0], "frost", severity)
@@ -230,7 +236,9 @@ def test_how_far_frost_is_from_the_reference() -> None:
     import cv2
 
     for number, name in enumerate(("frost1.png", "frost2.png", "frost4.jpg", "frost5.jpg", "frost6.jpg")):
-        photograph = cv2.imread(str(Path(reference.__file__).parent / "frost" / name))[..., ::-1].astype(float)
+        photograph = cv2.imread(str(Path(reference.__file__).parent / "frost" / name))[..., ::-1].astype(
+            float
+        )
         drawn = frost._draw(number).astype(float)
         np.testing.assert_allclose(drawn.mean((0, 1)), photograph.mean((0, 1)), atol=4)
         np.testing.assert_allclose(drawn.std((0, 1)), photograph.std((0, 1)), rtol=0.25)

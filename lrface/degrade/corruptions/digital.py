@@ -54,7 +54,9 @@ def _box_windows(size: int, smaller: int, device: torch.device) -> tuple[AxisFil
         centre = (index + 0.5) * scale
         first = max(int(centre - scale / 2 + 0.5), 0)
         last = min(int(centre + scale / 2 + 0.5), size)
-        weights[index, first:last] = 1 / (last - first)
+        # Of pixels whose centres lie on the window's edges, the one behind counts.
+        inside = [-0.5 < (place - centre + 0.5) / scale <= 0.5 for place in range(first, last)]
+        weights[index, first:last] = torch.tensor(inside).double() / sum(inside)
     # Pillow adds the step up from pixel to pixel: where pixels meet exactly, its rounding errors decide.
     step, place, shown = smaller / size, smaller / size / 2, []
     for _ in range(size):

@@ -31,6 +31,7 @@ _CHROMINANCE = (
     (99, 99, 99, 99, 99, 99, 99, 99),
 )
 
+
 @lru_cache(maxsize=64)
 def _steps(quality: int, chrominance: bool, device: torch.device) -> Tensor:
     """The steps of quantisation, float32 [8, 1, 8]."""
@@ -60,7 +61,9 @@ def _code(plane: Tensor, quality: int, chrominance: bool) -> Tensor:
     rows = (plane - 128).view(-1, 8) @ (cosines.T * 4)
     eighths = (cosines / 4) @ rows.add_(0.5).floor_().view(strips)
     eighths = eighths.add_(0.5).floor_().view(-1, 8, width // 8, 8)
-    coefficients = eighths.abs().mul_(1 / 8).div_(steps).add_(0.5 + 1e-6).floor_().copysign_(eighths).mul_(steps)
+    coefficients = (
+        eighths.abs().mul_(1 / 8).div_(steps).add_(0.5 + 1e-6).floor_().copysign_(eighths).mul_(steps)
+    )
     columns = (cosines.T * 4) @ coefficients.view(strips)
     pixels = columns.add_(0.5).floor_().view(-1, 8) @ (cosines / 32)
     return pixels.add_(128.5).floor_().clamp_(0, 255).view(count, height, width)
@@ -95,8 +98,9 @@ def _upsample(chroma: Tensor) -> Tensor:
 def jpeg(levels: Tensor, quality: int) -> Tensor:
     """Encode as JPEG (4:2:0 chroma, libjpeg's tables of ``quality``) and decode again.
 
-    Colour transform, cosine transforms, rounding of chroma and its enlargement are libjpeg's; only its constants of
-    13 and 16 bits are exact here, so a coefficient may fall on the other side of a rounding now and then.
+    Colour transform, cosine transforms, rounding of chroma and its enlargement are libjpeg's. Only the constants of
+    the cosine transforms are exact here where libjpeg's have 13 bits: a coefficient may fall on the other side of a
+    rounding now and then.
 
     Args:
         levels: float32 [n, 3, h, w] from 0 to 255; rounded first.
@@ -112,33 +116,36 @@ def jpeg(levels: Tensor, quality: int) -> Tensor:
         raise UsageError(f"JPEG takes images of 3 channels; found {channels}")
     levels = levels.round()
     red, green, blue = levels.unbind(1)
-    luma = (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-    blueness = ((blue - luma) * (0.5 / 0.886)).add_(128.5).floor_()
-    redness = ((red - luma) * (0.5 / 0.701)).add_(128.5).floor_()
-    luma = luma.add_(0.5).floor_()
-    chroma = torch.cat([blueness, redness])
+    # libjpeg's whole numbers: none passes 2^24, so float32 holds them exactly.
+    luma = (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).mul_(2.0**-16).floor_()
+    blueness = (blue * 32768).sub_(red, alpha=11059).sub_(green, alpha=21709)
+    redness = (red * 32768).sub_(green, alpha=27439).sub_(blue, alpha=5329)
+    chroma = torch.cat([blueness, redness]).add_((128 << 16) + 32767).mul_(2.0**-16).floor_()
     half = (height + 1) // 2, (width + 1) // 2
-    chroma = pad(chroma, (0, 0), (2 * half[0], 2 * half[1]), "nearest") if (height | width) & 1 else chroma
+    # libjpeg fills up its blocks across before it averages, and down after.
+    chroma = _fill(chroma, 2, 16)
     # Four pixels become one; rounded down and up in turn along a row.
     rows = chroma[:, ::2] + chroma[:, 1::2]
     chroma = rows[..., ::2] + rows[..., 1::2]
-    bias = torch.ones(half[1], device=levels.device)
+    bias = torch.ones(chroma.shape[-1], device=levels.device)
     bias[1::2] = 2
     chroma = chroma.add_(bias).mul_(0.25).floor_()
-    luma = _code(_whole_blocks(luma), quality, False)[:, :height, :width]
-    chroma = _code(_whole_blocks(chroma), quality, True)[:, : half[0], : half[1]]
+    luma = _code(_fill(luma, 8, 8), quality, False)[:, :height, :width]
+    chroma = _code(_fill(chroma, 8, 8), quality, True)[:, : half[0], : half[1]]
     chroma = _upsample(chroma)[:, :height, :width].sub_(128)
     blueness, redness = chroma[:count], chroma[count:]
     out = torch.empty_like(levels)
     torch.add(luma, (redness * 1.402).round_(), out=out[:, 0])
-    torch.sub(luma, (blueness * 0.344136).add_(redness, alpha=0.714136).round_(), out=out[:, 1])
+    greenness = (blueness * -22554).sub_(redness, alpha=46802).add_(32768).mul_(2.0**-16).floor_()
+    torch.add(luma, greenness, out=out[:, 1])
     torch.add(luma, (blueness * 1.772).round_(), out=out[:, 2])
     return out.clamp_(0, 255)
 
 
-def _whole_blocks(plane: Tensor) -> Tensor:
+def _fill(plane: Tensor, rows: int, columns: int) -> Tensor:
+    """Repeat the last row and column up to multiples of ``rows`` and ``columns``."""
     height, width = plane.shape[-2:]
-    size = -(-height // 8) * 8, -(-width // 8) * 8
+    size = -(-height // rows) * rows, -(-width // columns) * columns
     return plane if size == (height, width) else pad(plane, (0, 0), size, "nearest")
 
 

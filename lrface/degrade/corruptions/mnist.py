@@ -43,11 +43,12 @@ def swap_pixels(levels: Tensor, reach: int, rounds: int, draws: Draws) -> Tensor
         chosen = torch.where(swapped, chosen.long(), places).flip(1, 2)
         places = places.flip(0, 1)
         rows, columns = places.shape
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        turn = column + 2 * reach * row
-        for now in range(columns + 2 * reach * (rows - 1)):
-            on = (turn == now).to(levels.device)
-            here, there = places[on].expand(count, -1), chosen[:, on]
+        turns = torch.arange(columns) + 2 * reach * torch.arange(rows)[:, None]
+        order = turns.flatten().argsort(stable=True).to(levels.device)
+        counts = turns.flatten().bincount().tolist()
+        all_here = places.flatten()[order].expand(count, -1).split(counts, dim=1)
+        all_there = chosen.flatten(1)[:, order].split(counts, dim=1)
+        for here, there in zip(all_here, all_there, strict=True):
             moved, met = pixels.gather(1, here), pixels.gather(1, there)
             pixels.scatter_(1, here, met)
             pixels.scatter_(1, there, moved)

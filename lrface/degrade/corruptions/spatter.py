@@ -36,9 +36,9 @@ def spatter(levels: Tensor, constants: tuple[float, float, float, float, float, 
         cover = blur_separably((liquid > threshold).float(), (strength, strength))
         cover = cover.masked_fill_(cover < 0.8, 0)
         return levels.mul_(1 - cover).add_(cover * _colour(_MUD, levels))
-    liquid = liquid.masked_fill_(liquid < threshold, 0).squeeze(1).cpu().numpy()
+    layers = liquid.masked_fill_(liquid < threshold, 0).squeeze(1).cpu().numpy()
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        drops = np.stack(list(pool.map(_drops, liquid)))
+        drops = np.stack(list(pool.map(_drops, layers)))
     shown = torch.from_numpy(drops)[:, None].to(levels.device).mul_(strength)
     return levels.add_((shown * _colour(_WATER, levels)).clamp_(0, 255))
 
