@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lrface import config
 from lrface.data.dataset import CachedDataset, FaceDataset, batches, cache_size
 from lrface.data.sampling import EpochOrders, Sampling
@@ -23,10 +25,11 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.files import locked, read_json, write_json, write_text
 from lrface.heads import build_head
 from lrface.methods import METHODS, Method
-from lrface.models import build_backbone, build_decoder
+from lrface.models import build_backbone, build_decoder_for
 from lrface.registry import nearest
 from lrface.train.checkpoint import (
     MODEL,
+    check_fits,
     fill,
     latest_checkpoint,
     load_model,
@@ -35,6 +38,7 @@ from lrface.train.checkpoint import (
     remove_leftovers,
     save_model,
     seed_random,
+    tensors,
 )
 from lrface.train.distributed import (
     from_first,
@@ -198,26 +202,30 @@ def build_method(recipe: config.Recipe, stage: config.Stage, identities: int) ->
     """
     for part, named, taken in (
         ("head", recipe.head, ("embedding_size", "identities")),
-        ("decoder", recipe.decoder, ("in_channels",)),
+        ("decoder", recipe.decoder, ("in_channels", "in_size", "out_size")),
         ("method", stage.method, ("encoder", "head", "decoder", "policy")),
     ):
         for key in taken:
             if key in named.arguments:
                 raise UsageError(f"{part}.{key} follows from the rest of the recipe and the data; remove it")
-    encoder = build_backbone(recipe.backbone.name, **recipe.backbone.arguments)
+    network = stage_backbone(recipe, stage)
+    encoder = build_backbone(network.name, **network.arguments)
     arguments: dict[str, Any] = {
         "encoder": encoder,
         "head": build_head(recipe.head.name, encoder.embedding_size, identities, **recipe.head.arguments),
     }
     if stage.method.name == "qualnet":
-        arguments["decoder"] = build_decoder(
-            recipe.decoder.name, encoder.feature_channels, **recipe.decoder.arguments
-        )
+        arguments["decoder"] = build_decoder_for(encoder, recipe.decoder.name, **recipe.decoder.arguments)
     try:
         arguments["policy"] = stage_policy(stage)
         return METHODS.build(stage.method.name, **arguments, **stage.method.arguments)
     except UsageError as error:
         raise UsageError(f"stage {stage.name!r}: {error}") from error
+
+
+def stage_backbone(recipe: config.Recipe, stage: config.Stage) -> config.Named:
+    """The network that ``stage`` trains."""
+    return recipe.backbone if stage.backbone is None else stage.backbone
 
 
 def stage_policy(stage: config.Stage) -> Policy:
@@ -344,7 +352,7 @@ def run_recipe(
     """
     settings = recipe.trainer
     device = resolve_device(settings.device)
-    with process_group(settings.devices, settings.nodes, device, settings.timeout_seconds):
+    with preemptible(), process_group(settings.devices, settings.nodes, device, settings.timeout_seconds):
         check_batch(recipe.data.batch_size, ranks())
         main = rank() == 0
         return _run(
@@ -394,8 +402,6 @@ def _run(
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
     with ExitStack() as stack:
-        stack.enter_context(preemptible())
-
         def prepare() -> None:
             stack.enter_context(locked(out))
             _prepare_out(recipe, out, restart, accept_changes)
@@ -478,7 +484,6 @@ def _run_stages(
         f"{recipe.name}: {images} images of {identities} identities from {source_name}, {recipe.backbone.name}, "
         f"{trainer.device}, {trainer.precision}{', compiled' if trainer.compile else ''} -> {out}"
     )
-    architecture = {"name": recipe.backbone.name, "arguments": recipe.backbone.arguments}
     epoch_images = images_of_epoch(recipe, source)
     watch = Watch(recipe, source, held_out, trainer, say)
     dataset: FaceDataset | None = None
@@ -502,7 +507,7 @@ def _run_stages(
         stage_seed = recipe.seed * 1000 + index
         seed_random(stage_seed)
         card = make_card(
-            architecture,
+            vars(stage_backbone(recipe, stage)),
             method.encoder,
             {
                 "recipe": recipe.name,
@@ -639,15 +644,45 @@ def wants_compile(recipe: config.Recipe, say: Callable[[str], None]) -> bool:
 
 
 def check_loads(recipe: config.Recipe, methods: Sequence[Method]) -> None:
-    """What a stage loads must be a part of it and of the stage before. Raises UsageError."""
+    """What a stage loads must be a part of the stage before and fit a part of it; stages share the image size.
+
+    Raises:
+        UsageError: says which stage lacks what, or what differs.
+    """
     for index, stage in enumerate(recipe.stages):
-        for part in stage.load:
-            for number in (index - 1, index):
-                if not hasattr(methods[number], part):
-                    raise UsageError(
-                        f"stages.{index}.load: stage {recipe.stages[number].name!r} (method "
-                        f"{recipe.stages[number].method.name}) has no {part}"
-                    )
+        size, first = methods[index].encoder.input_size, methods[0].encoder.input_size
+        if size != first:
+            raise UsageError(
+                f"stages.{index}: its backbone takes images of {size} x {size} pixels, that of stage "
+                f"{recipe.stages[0].name!r} {first} x {first}; all stages of a run see one size"
+            )
+        for source, target in map(_from_to, stage.load):
+            filled = _part(recipe, index, methods, index, target)
+            if source is None:
+                continue
+            kept = _part(recipe, index, methods, index - 1, source)
+            try:
+                check_fits(filled, tensors(kept), f"{source} of stage {recipe.stages[index - 1].name!r}")
+            except LrfaceError as error:
+                raise UsageError(f"stages.{index}.load: {target}: {error}") from error
+
+
+def _from_to(entry: str | dict[str, str]) -> tuple[str | None, str]:
+    """An entry of ``load`` as the part of the stage before, None for a model on disk, and the part that it fills."""
+    return (entry, entry) if isinstance(entry, str) else (entry.get("from"), entry["to"])
+
+
+def _part(
+    recipe: config.Recipe, index: int, methods: Sequence[Method], number: int, name: str
+) -> torch.nn.Module:
+    """The part of stage ``number`` that stage ``index`` loads or fills."""
+    try:
+        return methods[number].get_submodule(name)
+    except AttributeError as error:
+        stage = recipe.stages[number]
+        raise UsageError(
+            f"stages.{index}.load: stage {stage.name!r} (method {stage.method.name}) has no {name}"
+        ) from error
 
 
 def load_start(
@@ -657,24 +692,30 @@ def load_start(
     before: Path | None,
     say: Callable[[str], None],
 ) -> None:
-    """Fill the method's networks from the stage before, or the first stage's encoder from a model on disk."""
-    if before is None:
-        if recipe.start_from is not None:
-            encoder, card = load_model(recipe.start_from)
-            fill(
-                method.encoder,
-                encoder.state_dict(),
-                f"start_from {recipe.start_from} ({card['architecture']})",
-            )
-            say(f"stage {stage.name}: encoder starts from {recipe.start_from}")
-        return
-    state = load_parts(before)
-    for part in stage.load:
-        prefix = f"{part}."
-        tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        fill(method.get_submodule(part), tensors, f"{part} of {before}")
-    if "head" in stage.load:
-        load_classes(method, before, momentum=False)
+    """Fill the method's networks from the stage before or models on disk, the first stage's encoder by start_from."""
+    if before is None and recipe.start_from is not None:
+        _fill_from_model(method.encoder, recipe.start_from, f"start_from {recipe.start_from}")
+        say(f"stage {stage.name}: encoder starts from {recipe.start_from}")
+    state = {} if before is None else load_parts(before)
+    for entry in stage.load:
+        source, target = _from_to(entry)
+        part = method.get_submodule(target)
+        if source is None:
+            assert isinstance(entry, dict)
+            _fill_from_model(part, entry["path"], f"stage {stage.name}: load {entry['path']}")
+            say(f"stage {stage.name}: {target} comes from {entry['path']}")
+            continue
+        prefix = f"{source}."
+        kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        fill(part, kept, f"{source} of {before}")
+        if target == "head":
+            assert before is not None
+            load_classes(method, before, momentum=False)
+
+
+def _fill_from_model(part: torch.nn.Module, path: str, what: str) -> None:
+    encoder, card = load_model(path)
+    fill(part, encoder.state_dict(), f"{what} ({card['architecture']})")
 
 
 def open_dataset(
