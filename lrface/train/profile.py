@@ -144,8 +144,13 @@ def profile_stage(trainer: Trainer, stage: Stage, trace: Path) -> Reading:
     idle = None
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
-        busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-        idle = max(0.0, 1 - busy / traced)
+        # Operators of the host carry the time of their kernels, and labels that of what is inside: kernels alone count.
+        kernels = (
+            event
+            for event in profiler.key_averages()
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+        )
+        idle = max(0.0, 1 - sum(event.self_device_time_total for event in kernels) / 1e6 / traced)
     else:
         unit = 1 if sys.platform == "darwin" else 1024
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
