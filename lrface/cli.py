@@ -741,6 +741,187 @@ def bench(
         print_json(run.to_json()) if json_output else print(run.to_text())
 
 
+def parse_names(text: str | None) -> list[str]:
+    """ "fog,snow" -> ["fog", "snow"]; nothing for nothing."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def parse_severities(text: str | None) -> list[int]:
+    """ "1,3,5" -> [1, 3, 5]. Raises UsageError for anything that is no list of whole numbers."""
+    from lrface.errors import UsageError
+
+    try:
+        return [int(part) for part in parse_names(text)]
+    except ValueError as error:
+        raise UsageError(
+            f"--severities takes whole numbers from 1 to 5 such as 1,3,5; found {text!r}"
+        ) from error
+
+
+Corruptions = Annotated[
+    str | None,
+    typer.Option("--corruptions", help="Only these, with commas between: fog,snow; default: all 15."),
+]
+Severities = Annotated[
+    str | None, typer.Option("--severities", help="Only these of 1 to 5, with commas between; default: all.")
+]
+HeldOutCorruptions = Annotated[
+    bool,
+    typer.Option(
+        "--held-out", help="Also speckle noise, gaussian blur, spatter and saturate, which are shown apart."
+    ),
+]
+CorruptionSeed = Annotated[
+    int, typer.Option("--seed", min=0, help="Another seed draws random corruptions anew.")
+]
+
+
+@app.command()
+def corrupt(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="Clean images: a folder of class folders or of images, .npy or .npz arrays, Parquet, packed data.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OUT]", help="Folder for the set; not needed for --preview alone."),
+    ] = None,
+    set: Annotated[
+        str, typer.Option("--set", help="imagenet-c, cifar-c, tiny-imagenet-c, mnist-c or face.")
+    ] = "imagenet-c",
+    corruptions: Corruptions = None,
+    severities: Severities = None,
+    held_out: HeldOutCorruptions = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            "--preview", help="Draw one image of SRC under all corruptions and severities: FILE.png."
+        ),
+    ] = None,
+    seed: CorruptionSeed = 0,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images corrupted at once.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that read and write; default: one a core.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Write an evaluation set of corrupted images in the layout of ImageNet-C, CIFAR-10-C or MNIST-C.
+
+    What an image becomes depends on its pixels, the corruption, the severity and the seed alone. The same command goes
+    on after a kill. Images that cannot be read are left out and listed.
+    """
+    with errors_for_users():
+        from lrface.corrupt import corrupt_set, draw_preview
+        from lrface.errors import UsageError
+        from lrface.train.trainer import resolve_device
+
+        names, levels = parse_names(corruptions), parse_severities(severities)
+        if out is None and preview is None:
+            raise UsageError(
+                "usage: lrface corrupt SRC OUT --set SET, or lrface corrupt SRC --preview FILE.png"
+            )
+        if preview is not None:
+            draw_preview(source, preview, set, names, levels, seed=seed)
+            say(f"preview: {preview}")
+        if out is None:
+            return
+        summary = corrupt_set(
+            source,
+            out,
+            set,
+            names,
+            levels,
+            held_out=held_out,
+            seed=seed,
+            device=resolve_device(device),
+            batch_size=batch_size,
+            workers=workers,
+        )
+        print_json(summary.to_dict()) if json_output else print(summary)
+
+
+@app.command()
+def robustness(
+    model: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="A run of `lrface train` with head softmax, torchvision:NAME@weights=FILE, "
+            "timm:NAME@weights=FILE,mean=M,std=S, FILE.onnx@colour=RGB,mean=M,std=S, or module:function; also "
+            "classes=FILE with the names of the outputs.",
+        ),
+    ],
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            "--benchmark",
+            help="imagenet_c, cifar10_c, tiny_imagenet_c, mnist_c or face_c, or the folder of a stored set.",
+        ),
+    ],
+    clean: Annotated[
+        Path | None,
+        typer.Option(
+            "--clean", help="Clean images with classes: for the clean error, and to be corrupted on the fly."
+        ),
+    ] = None,
+    corruptions: Corruptions = None,
+    severities: Severities = None,
+    held_out: HeldOutCorruptions = False,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes", help="Only these classes: imagenet200, imagenet100, or a file with one name a line."
+        ),
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option("--subset", help="Only these images: robustbench5000, or a file with one name a line."),
+    ] = None,
+    seed: CorruptionSeed = 0,
+    data: DataRoot = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images classified at once.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that read images; default: one a core.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Write one self-contained page: FILE.html with plots, heat maps and tables."
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Errors of classifiers on corrupted images: by corruption and severity, CE, mCE, relative mCE.
+
+    A stored set is read as it is; without one, the images of --clean are corrupted on the fly.
+    """
+    with errors_for_users():
+        from lrface.robustness import run_robustness
+
+        run = run_robustness(
+            model,
+            benchmark,
+            clean,
+            data=data,
+            corruptions=parse_names(corruptions),
+            severities=parse_severities(severities),
+            held_out=held_out,
+            classes=classes,
+            subset=subset,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+        )
+        _write_report(run, report)
+        print_json(run.to_json()) if json_output else print(run.to_text())
+
+
 @app.command()
 def calibrate(
     model: ModelName,
