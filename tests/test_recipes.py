@@ -126,6 +126,38 @@ def test_a_complete_run_says_so_and_trains_nothing(finished, faces, monkeypatch)
     assert json.loads((finished / "summary.json").read_text())["stages"][0]["resumed_at"] == 0
 
 
+def test_schedules_in_epochs_become_steps_of_the_runs_epochs(faces, tmp_path, monkeypatch):
+    """16 images in batches of 4: an epoch is 4 steps."""
+    seen = []
+    fit = recipes.Trainer.fit
+
+    def spy(self, stage):
+        seen.append([round(stage.rate(step), 6) for step in range(stage.steps)])
+        return fit(self, stage)
+
+    monkeypatch.setattr(recipes.Trainer, "fit", spy)
+    stages = [
+        {
+            "name": "only",
+            "method": "classify",
+            "epochs": 3,
+            "optimiser": {"learning_rate": 0.01},
+            "schedule": {"milestone_epochs": [1, 2.5], "warmup_epochs": 0.5},
+        }
+    ]
+    run(tiny("data.batch_size=4", stages=stages), faces, tmp_path / "run")
+    assert seen == [[0.005, 0.01, 0.01, 0.01] + [0.001] * 6 + [0.0001] * 2]
+
+
+def test_the_model_at_the_end_says_that_its_weights_are_averaged(faces, tmp_path):
+    stages = [{**ONE_STAGE[0], "steps": 3, "ema": 0.9}]
+    run(tiny(stages=stages), faces, tmp_path / "run")
+    model, card = load_model(tmp_path / "run")
+    assert card["weights"] == "exponential moving average of the trained ones, decay 0.9"
+    kept = load_parts(tmp_path / "run" / "stages" / "1-only" / "step-00000003")
+    assert all(torch.equal(value, kept[f"encoder.{key}"]) for key, value in model.state_dict().items())
+
+
 def test_a_run_of_another_recipe_is_refused_naming_the_keys(finished, faces):
     other = tiny("seed=3", "stages.0.optimiser.learning_rate=0.5", stages=ONE_STAGE)
     with pytest.raises(UsageError) as caught:
@@ -136,10 +168,11 @@ def test_a_run_of_another_recipe_is_refused_naming_the_keys(finished, faces):
     assert "--restart" in message and "--accept-changes" in message
 
 
-def test_what_only_changes_how_a_run_is_watched_is_no_other_recipe(finished, faces, monkeypatch):
+def test_what_only_changes_how_a_run_is_fed_and_watched_is_no_other_recipe(finished, faces, monkeypatch):
     monkeypatch.setattr(recipes.Trainer, "fit", pytest.fail)
+    watched = ("log_every=7", "keep_last=5", "keep_every=4", "checkpoint_every=9")
     changed = tiny(
-        "trainer.log_every=7", "trainer.keep_last=5", "trainer.checkpoint_every=9", stages=ONE_STAGE
+        *(f"trainer.{item}" for item in watched), "data.workers=1", "data.cache=false", stages=ONE_STAGE
     )
     _, said = run(changed, faces, finished)
     assert "stage only: complete (1 steps)" in said
