@@ -6,6 +6,7 @@ Everything here also works in a run of one process, where there is no process gr
 import copy
 import inspect
 import json
+import logging
 import math
 import os
 import struct
@@ -310,13 +311,21 @@ def synchronise_batchnorm(method: nn.Module, device: str) -> nn.Module:
     return method
 
 
+@torch.no_grad()
 def clip_gradients(parameters: Sequence[nn.Parameter], largest_norm: float) -> None:
     """Scale the gradient to ``largest_norm`` at most: that of all parameters, of all ranks' shards too."""
     given = [parameter for parameter in parameters if parameter.grad is not None]
     split = [parameter for parameter in given if getattr(parameter, "sharded", False)]
     rest = [parameter for parameter in given if not getattr(parameter, "sharded", False)]
     total = _square_norm(rest) + sum_over_ranks(_square_norm(split)) if split else _square_norm(rest)
-    torch.nn.utils.clip_grads_with_norm_(given, largest_norm, total.sqrt())
+    # As PyTorch does it, on this rank's part of what FSDP spread.
+    factor = (largest_norm / (total.sqrt() + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([own_part(parameter.grad) for parameter in given], factor)
+
+
+def own_part(tensor: Any) -> Tensor:
+    """This rank's part of a tensor that FSDP spread; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _square_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -357,6 +366,9 @@ class Spread:
     def _make_fabric(self, precision: str) -> "Fabric":
         from lightning_fabric import Fabric
 
+        # Their notes on precision and on a missing CUDA toolkit would stand between a user and the progress bar.
+        for name in ("lightning_fabric", "lightning.fabric", "torch.utils.cpp_extension"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         arguments: dict[str, Any] = {"accelerator": self.device, "precision": precision}
         if ranks() == 1:
             return Fabric(devices=1, **arguments)
@@ -412,6 +424,7 @@ class Spread:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        method.to(memory_format=torch.contiguous_format)  # it takes no other
         self._whole = copy.deepcopy(method) if rank() == 0 else None
         for head in partial_heads(self._whole).values() if self._whole is not None else ():
             head.weight = head.weight[:0]

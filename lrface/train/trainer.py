@@ -1,6 +1,5 @@
 """The training loop. It knows one call: ``method(batch)``."""
 
-import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
@@ -221,9 +220,6 @@ class Trainer:
         self.show_progress = show_progress and rank() == 0
         if threads is not None:
             torch.set_num_threads(threads)
-        # Their notes on precision and on a missing CUDA toolkit would stand between a user and the progress bar.
-        for name in ("lightning_fabric", "lightning.fabric", "torch.utils.cpp_extension"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         self.spread = Spread(self.device, PRECISIONS[precision], strategy, sync_batchnorm)
         self.fabric = self.spread.fabric
 

@@ -107,7 +107,7 @@ def gradients(name: str, folder: Path) -> dict[str, torch.Tensor]:
     def stream(first: int, last: int):
         return batches(dataset, BATCH, 7, first, last, part=part)
 
-    optimiser = Optimiser(learning_rate=0.1)
+    optimiser = Optimiser(learning_rate=0.1, clip_norm=1.0)
     run = trainer(channels_last=False)
     # In double precision: a fresh network with BatchNorm makes 1e-3 of the rounding of single precision.
     run.spread = distributed.Spread("cpu", "64-true", **settings)
