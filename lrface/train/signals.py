@@ -32,16 +32,20 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a request to stop after the step; a second one stops at once."""
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a request to stop after the step; Ctrl-C after that stops at once.
+
+    A scheduler warns with one signal and follows with another: that is no reason not to save.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._old: dict[int, Any] = {}
 
     def _handle(self, number: int, _frame: Any) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
 
     def __enter__(self) -> "Signals":
         for number in (signal.SIGINT, *PREEMPTION):

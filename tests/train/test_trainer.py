@@ -317,6 +317,19 @@ def test_a_signal_in_the_last_step_is_not_lost(tmp_path):
     assert caught.value.step == 10 and caught.value.checkpoint == tmp_path / "step-00000010"
 
 
+def test_a_warning_and_the_signal_after_it_are_one_request(tmp_path, reference):
+    def kill(step):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch(step)
+
+    with pytest.raises(Interrupted) as caught:
+        trainer().fit(stage(tmp_path / "run", batches=failing(4, kill)))
+    assert (caught.value.signal, caught.value.step, caught.value.exit_code) == (signal.SIGUSR1, 5, 0)
+    trainer().fit(stage(tmp_path / "run"))
+    assert_same_run(tmp_path / "run", reference)
+
+
 def test_a_second_signal_stops_at_once(tmp_path):
     def kill(step):
         os.kill(os.getpid(), signal.SIGINT)
