@@ -27,6 +27,10 @@ class Observer:
     def logged(self, step: int, values: dict[str, float]) -> None:
         """A row of the log: ``step`` as metrics.csv counts it, from 0."""
 
+    def due(self, step: int) -> bool:
+        """Whether :meth:`after_step` has anything to do at ``step``; asked after every step, so it must be quick."""
+        return False
+
     def after_step(self, step: int, method: "Method") -> bool:
         """``step`` steps are done. True asks for a checkpoint now."""
         return False
@@ -58,10 +62,11 @@ class Observers(Observer):
             member.logged(step, values)
 
     def after_step(self, step: int, method: "Method") -> bool:
-        if not self.members:
+        due = [member for member in self.members if member.due(step)]
+        if not due:
             return False
         with untouched(method):
-            return any([member.after_step(step, method) for member in self.members])
+            return any([member.after_step(step, method) for member in due])
 
     def kept(self) -> Collection[int]:
         return {step for member in self.members for step in member.kept()}

@@ -72,9 +72,11 @@ class SampleSheets(Observer):
         elif step == 0:
             self._draw(0, method)
 
+    def due(self, step: int) -> bool:
+        return self._drawing and (step % self.every == 0 or step == self.steps)
+
     def after_step(self, step: int, method: Method) -> bool:
-        if self._drawing and (step % self.every == 0 or step == self.steps):
-            self._draw(step, method)
+        self._draw(step, method)
         return False
 
     def _draw(self, step: int, method: Method) -> None:

@@ -305,9 +305,10 @@ class Validation(Observer):
         self.rows = {done: row for done, row in read_validation(folder).items() if done <= step}
         self._candidates = set(self.rows) & _saved_steps(folder)
 
+    def due(self, step: int) -> bool:
+        return step % self.settings.every == 0 or step == self.steps
+
     def after_step(self, step: int, method: Method) -> bool:
-        if step % self.settings.every and step != self.steps:
-            return False
         method.encoder.eval()
         held_out = self.faces()
         by_size = held_out.accuracies(

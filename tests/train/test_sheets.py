@@ -177,7 +177,7 @@ def test_faces_that_cannot_be_read_end_no_job(tmp_path):
 def test_training_goes_on_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setattr("lrface.train.sheets.can_draw", lambda: False)
     said: list[str] = []
-    sheets = SampleSheets(1, Faces(), 112, 0, say=said.append)
+    sheets = Observers([SampleSheets(1, Faces(), 112, 0, say=said.append)])
     sheets.begin(0, qualnet(), tmp_path)
     sheets.after_step(1, qualnet())
     assert not (tmp_path / "samples").exists()
