@@ -428,8 +428,8 @@ def _timm(text: str, name: str, options: Mapping[str, str], device: str) -> _Fou
         own = timm.get_pretrained_cfg(name)
         told = ""
         if own is not None:
-            mean, std = (":".join(f"{number:g}" for number in values) for values in (own.mean, own.std))
-            told = f"; where the file is timm's own of this name: mean={mean},std={std}"
+            stated = [":".join(f"{number:g}" for number in values) for values in (own.mean, own.std)]
+            told = f"; where the file is timm's own of this name: mean={stated[0]},std={stated[1]}"
         raise UsageError(
             f"model {text}: add mean=...,std=... (the network gets (x - mean) / std of RGB in [0, 1]){told}"
         )

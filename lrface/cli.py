@@ -492,6 +492,13 @@ def verify(
             "with commas between; may repeat.",
         ),
     ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corruption",
+            help="Faces corrupted: fog (severities 1 to 5), fog:3, all (the 15), held-out (the other 4), all:3; may repeat.",
+        ),
+    ] = None,
     down: Down = "nearest",
     up: Up = "bilinear",
     device: Device = "auto",
@@ -518,7 +525,8 @@ def verify(
     once and kept in the cache ($LRFACE_CACHE, else ~/.cache/lrface).
     """
     with errors_for_users():
-        from lrface.benchmarks.conditions import Condition
+        from lrface.benchmarks.conditions import Condition, parse_corruptions
+        from lrface.benchmarks.face_c import face_c_text
         from lrface.benchmarks.page import short_names
         from lrface.benchmarks.report import plot_results, verification_text
         from lrface.evaluation import verify_models
@@ -559,7 +567,7 @@ def verify(
             workers=workers,
             cross=cross,
             matrix=matrix,
-            degrade=[Condition.parse(text) for text in degrade or []],
+            degrade=[*map(Condition.parse, degrade or []), *parse_corruptions(corruption or [])],
             say=say,
         )
         if plot is not None:
@@ -570,7 +578,7 @@ def verify(
         if json_output:
             print_json(run.to_json())
         else:
-            print(verification_text(run.rows, run.areas, run.comparisons))
+            print(verification_text(run.rows, run.areas, run.comparisons, face_c_text(run.face_c)))
 
 
 def _write_report(run: Any, report: Path | None) -> None:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lrface
-from lrface.benchmarks.corrupted import corrupt_images, known_corruption, known_severity
+from lrface.benchmarks.corrupted import (
+    corrupt_images,
+    corruptions_hash,
+    known_corruption,
+    known_severity,
+)
 from lrface.benchmarks.image_sets import (
     DESCRIPTION,
     ImageSet,
@@ -123,16 +127,6 @@ def chosen_severities(kind: Kind, severities: Sequence[int]) -> list[int]:
     if kind.name == "mnist_c":
         raise UsageError("--severities: each corruption of MNIST-C has one severity; leave the option out")
     return sorted(set(found))
-
-
-@cache
-def corruptions_hash() -> str:
-    """A hash of the code and constants of the corruptions: what else a corrupted image depends on."""
-    folder = Path(lrface.__file__).parent / "degrade" / "corruptions"
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 def corrupt_set(

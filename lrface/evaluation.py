@@ -7,6 +7,8 @@ from typing import Any
 
 from lrface.benchmarks.cache import FeatureStore
 from lrface.benchmarks.conditions import Condition
+from lrface.benchmarks.corrupted import corruptions_hash
+from lrface.benchmarks.face_c import face_c_sections, face_c_tables
 from lrface.benchmarks.locate import cache_root
 from lrface.benchmarks.metrics import paired_bootstrap
 from lrface.benchmarks.page import ReportModel, verification_page
@@ -41,9 +43,20 @@ class VerificationRun:
     evaluations: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
     models: list[ReportModel] = field(default_factory=list)
 
+    @property
+    def face_c(self) -> list[dict[str, Any]]:
+        """What corruptions cost: a table a model and benchmark, see :func:`lrface.benchmarks.face_c.face_c_tables`;
+        none without corruptions."""
+        return [
+            {"model": model, **table}
+            for (model, _), found in self.evaluations.items()
+            for table in face_c_tables(found)
+        ]
+
     def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        return {"results": self.rows, "resolution_areas": self.areas, "comparisons": self.comparisons}
+        """What ``--json`` prints; ``face_c`` only where faces were corrupted."""
+        found = {"results": self.rows, "resolution_areas": self.areas, "comparisons": self.comparisons}
+        return {**found, "face_c": self.face_c} if self.face_c else found
 
     def page(
         self,
@@ -53,8 +66,12 @@ class VerificationRun:
     ) -> str:
         """The report as one HTML page that needs nothing else; ``lead`` and ``further`` as in
         :func:`lrface.benchmarks.page.verification_page`."""
+
+        def sections(short: Mapping[str, str]) -> list[str]:
+            return [*face_c_sections(self.face_c, short), *further(short)]
+
         return verification_page(
-            self.evaluations, self.models, self.rows, self.areas, self.comparisons, title, lead, further
+            self.evaluations, self.models, self.rows, self.areas, self.comparisons, title, lead, sections
         )
 
 
@@ -73,7 +90,14 @@ def feature_stores(
     root = cache_root(cache) / "features"
 
     def store(condition: Condition) -> FeatureStore:
-        return FeatureStore(root, embedder.model_sha256, {**known, "condition": asdict(condition)})
+        described = asdict(condition)
+        if (
+            condition.corruption is None
+        ):  # as it was before there were corruptions: features kept then still count
+            del described["corruption"], described["severity"]
+        else:
+            described["code"] = corruptions_hash()
+        return FeatureStore(root, embedder.model_sha256, {**known, "condition": described})
 
     return store
 

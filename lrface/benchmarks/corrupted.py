@@ -2,12 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import lrface
 from lrface.degrade.corruptions import CorruptionParameters, apply, check_set
 from lrface.errors import UsageError
 from lrface.registry import nearest
@@ -71,3 +74,13 @@ def corrupt_images(
     if done.shape[1] == 1:
         return done[:, 0].numpy()
     return np.ascontiguousarray(done.permute(0, 2, 3, 1).numpy())
+
+
+@cache
+def corruptions_hash() -> str:
+    """A hash of the code and constants of the corruptions: what else a corrupted image depends on."""
+    folder = Path(lrface.__file__).parent / "degrade" / "corruptions"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

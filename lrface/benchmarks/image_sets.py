@@ -381,7 +381,7 @@ def _corruption_arrays(path: Path) -> dict[str, Path]:
 
 def _corruption_folders(path: Path) -> dict[str, Path]:
     """Folders of corruptions, directly in ``path`` or in folders of the groups (noise/gaussian_noise)."""
-    found = {}
+    found: dict[str, Path] = {}
     for place in (path, *(path / group for group in GROUPS)):
         if place.is_dir():
             for entry in sorted(place.iterdir()):

@@ -140,9 +140,13 @@ def matrix_tables(rows: Rows) -> str:
 
 
 def verification_text(
-    rows: Rows, areas: Mapping[str, Mapping[str, float]], comparisons: Sequence[Mapping[str, Any]]
+    rows: Rows,
+    areas: Mapping[str, Mapping[str, float]],
+    comparisons: Sequence[Mapping[str, Any]],
+    corrupted: str = "",
 ) -> str:
-    """Everything `lrface verify` found as plain text."""
+    """Everything `lrface verify` found as plain text; ``corrupted`` is the table of corruptions, put before the
+    comparisons."""
     single = len({row.get("model") for row in rows}) == 1
     shown = [{key: value for key, value in row.items() if not (single and key == "model")} for row in rows]
     parts = [results_table(shown), native_tables(shown), matrix_tables(shown)]
@@ -152,6 +156,7 @@ def verification_text(
         for name, area in by_benchmark.items()
     ]
     parts.append("\n".join(lines))
+    parts.append(corrupted)
     if comparisons:
         header = [
             "compared with the first model",

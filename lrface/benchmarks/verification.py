@@ -234,7 +234,8 @@ def image_features(
         crops = torch.from_numpy(images[rows]).to(device)
         faces = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
         # Noise is drawn by what the image shows, not by its place: the same image always gets the same.
-        seeds = [int(np.sum(images[row], dtype=np.int64)) for row in rows] if condition.noise else []
+        drawn = condition.noise or condition.corruption
+        seeds = [int(np.sum(images[row], dtype=np.int64)) for row in rows] if drawn else []
         faces = condition.apply(faces, down, up, seeds)
         where = f"{name} at {condition.size or images.shape[1]} pixels"
         vectors = _checked_features(embed(faces), rows, total, where)
