@@ -224,7 +224,7 @@ def launch(
             )
         codes = _watch(children, forwarded)
         if set(codes) <= _good(forwarded):
-            return codes[0] if codes[0] != CONSEQUENCE else 0
+            return 0 if codes[0] in (None, CONSEQUENCE) else codes[0]
         return _report(codes, children, outputs, first, devices * nodes, say)
     finally:
         for child in children:
@@ -245,26 +245,26 @@ def _good(forwarded: Sequence[int]) -> set[int]:
     return {0, 130, CONSEQUENCE} if forwarded else {0}
 
 
-def _watch(children: Sequence[subprocess.Popen[bytes]], forwarded: Sequence[int]) -> list[int]:
-    """Exit codes of all, 0 for those that had to be killed because another had failed."""
+def _watch(children: Sequence[subprocess.Popen[bytes]], forwarded: Sequence[int]) -> list[int | None]:
+    """Exit codes of all, None for those that had to be killed because another had failed."""
     failed_at: float | None = None
     while True:
         codes = [child.poll() for child in children]
         if failed_at is None and any(code is not None and code not in _good(forwarded) for code in codes):
             failed_at = time.monotonic()
         if None not in codes:
-            return [code or 0 for code in codes]
+            return codes
         if failed_at is not None and time.monotonic() - failed_at > GRACE:
             for child, code in zip(children, codes, strict=True):
                 if code is None:
                     child.kill()
                     child.wait()
-            return [code or 0 for code in codes]
+            return codes
         time.sleep(0.05)
 
 
 def _report(
-    codes: Sequence[int],
+    codes: Sequence[int | None],
     children: Sequence[subprocess.Popen[bytes]],
     outputs: Sequence[IO[bytes] | None],
     first: int,
@@ -280,14 +280,21 @@ def _report(
             text = output.read().decode(errors="replace").strip()
         words.append(text)
     # A rank that was killed did not choose to end; one that only lost the others is no cause.
-    failed = [local for local, code in enumerate(codes) if code]
-    local = min(failed, key=lambda index: (codes[index] > 0, codes[index] == CONSEQUENCE, index))
-    code, who = codes[local], f"rank {first + local} of {ranks} (process {children[local].pid})"
+    failed = {local: code for local, code in enumerate(codes) if code}
+    local = min(failed, key=lambda index: (failed[index] > 0, failed[index] == CONSEQUENCE, index))
+    silent = [index for index, code in enumerate(codes) if code is None]
+    code = failed[local]
+    if code == CONSEQUENCE and silent:  # nobody failed: one stood still until the others gave up
+        local = silent[0]
+    who = f"rank {first + local} of {ranks} (process {children[local].pid})"
     go_on = "the other ranks were stopped; the same command goes on from the last checkpoint"
     if code < 0:
         name = signal.Signals(-code).name
         why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
         say(f"error: {who} was killed by {name}{why}; {go_on}")
+        return 1
+    if local not in failed:
+        say(f"error: {who} gave no answer and was killed; {go_on}")
         return 1
     if words[local]:
         say("\n".join(words[local].splitlines()[-20:]))

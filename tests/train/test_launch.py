@@ -108,6 +108,11 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
         check_batch(2, 4)
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch) -> None:
+    monkeypatch.setattr("lrface.train.launch.GRACE", 2.0)
+
+
 def run(program: str, devices: int = 2, environ: dict[str, str] | None = None) -> tuple[int, str]:
     """Exit code of the launcher and what it said, for ranks that run ``program``."""
     said: list[str] = []
@@ -147,6 +152,13 @@ def test_the_message_of_the_rank_that_failed_first_is_shown():
     code, said = run(program)
     assert code == 1 and said.startswith("error: the disk of rank 1 is full\nerror: rank 1 of 2")
     assert "exit code 1, its message is above" in said
+
+
+def test_a_rank_that_stands_still_is_named():
+    program = "import os, sys, time; os.environ['RANK'] == '1' and time.sleep(1000); sys.exit(3)"
+    code, said = run(program)
+    assert code == 1
+    assert "rank 1 of 2" in said and "gave no answer and was killed" in said
 
 
 def test_wrong_usage_stays_wrong_usage():
