@@ -47,11 +47,11 @@ def run(
     if quick:
         images = 16
     torch.set_num_threads(THREADS)
-    started = time.perf_counter()
+    started, load = time.perf_counter(), os.getloadavg()[0]
     paths = _photographs()[:images]
     tables = {name: _measure(paths, int(name.rpartition("_")[2])) for name in names}
     if results is not None and not quick:
-        _write(results, tables, paths, time.perf_counter() - started)
+        _write(results, tables, paths, time.perf_counter() - started, load)
     rows = []
     for name, table in tables.items():
         count = len(paths) * 5 * len(table)
@@ -150,7 +150,11 @@ def _measure(paths: Sequence[Path], side: int) -> list[dict[str, Any]]:
 
 
 def _write(
-    path: Path, tables: dict[str, list[dict[str, Any]]], photographs: Sequence[Path], seconds: float
+    path: Path,
+    tables: dict[str, list[dict[str, Any]]],
+    photographs: Sequence[Path],
+    seconds: float,
+    load: float,
 ) -> None:
     """The rows of ``tables`` in the place of those of the same sides, others stay."""
     import json
@@ -160,7 +164,9 @@ def _write(
 
     sides = {row["side"] for table in tables.values() for row in table}
     try:
-        kept = [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["side"] not in sides]
+        kept = [
+            row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["side"] not in sides
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         kept = []
     rows = kept + [row for table in tables.values() for row in table]
@@ -180,6 +186,6 @@ def _write(
         "seeds": [1, 2, 3, 4, 5],
         "rows": sorted(rows, key=lambda row: -row["side"]),
         "seconds": seconds,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; load before: {load:.1f}",
     }
     write_json(path, report)

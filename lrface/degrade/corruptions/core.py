@@ -10,6 +10,7 @@ from torch import Tensor
 from lrface.degrade.corruptions import blur, digital, mnist, noise, weather
 from lrface.degrade.corruptions.draws import Draws
 from lrface.degrade.corruptions.jpeg import jpeg_compression
+from lrface.degrade.corruptions.pictures import Work, each_picture, jpeg_picture, pixelate_picture
 from lrface.degrade.corruptions.spatter import spatter
 from lrface.degrade.corruptions.tables import SETS, CorruptionSet
 from lrface.errors import UsageError
@@ -57,6 +58,13 @@ MNIST_KERNELS: dict[str, Kernel] = KERNELS | {
 
 # A batch on the CPU is worked on in parts of about this many values, which stay in the processor's caches.
 PART = 1 << 20
+
+# On the CPU libraries are faster at these than tensors, except for images so small that calls cost more than work.
+PICTURES: dict[str, Callable[[Any], Work]] = {
+    "jpeg_compression": jpeg_picture,
+    "pixelate": pixelate_picture,
+}
+SMALL = 64 * 64
 
 
 @dataclass(frozen=True)
@@ -199,10 +207,16 @@ def _corrupt_alike(
     set = SETS[parameters.set]
     constants = set.constants(parameters.name, severity, parameters.size)
     kernel = (MNIST_KERNELS if set.channels == 1 else KERNELS)[parameters.name]
-    step = len(images)
+    step, whole = len(images), images.dtype == torch.uint8
     if images.device.type == "cpu":
+        if parameters.name in PICTURES and parameters.size[0] * parameters.size[1] > SMALL:
+            pictures = images if whole else images.float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+            done = out if whole else torch.empty_like(pictures)
+            each_picture(pictures.contiguous(), PICTURES[parameters.name](constants), done)
+            if not whole:
+                out.copy_(done.float().mul_(1 / 255))
+            return
         step = max(1, PART // max(1, images[0].numel()))
-    whole = images.dtype == torch.uint8
     for start in range(0, len(images), step):
         part = slice(start, start + step)
         levels = images[part].float() if whole else images[part].float() * 255

@@ -70,9 +70,9 @@ def pixelate(levels: Tensor, ratio: float, draws: Draws) -> Tensor:
     height, width = levels.shape[-2:]
     rows, row_shown = _box_windows(height, max(1, int(height * ratio)), levels.device)
     columns, column_shown = _box_windows(width, max(1, int(width * ratio)), levels.device)
-    small = rows.down(columns.across(levels).add_(0.5).floor_())
-    small = small.add_(0.5).clamp_(0, 255).to(torch.uint8)
-    return small.index_select(3, column_shown).index_select(2, row_shown).float()
+    means = rows.down(columns.across(levels).add_(0.5).floor_())
+    shown = means.add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return shown.index_select(3, column_shown).index_select(2, row_shown).float()
 
 
 def _sample(levels: Tensor, rows: Tensor, columns: Tensor, mirrored_at_pixels: bool) -> Tensor:

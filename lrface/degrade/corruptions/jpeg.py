@@ -1,4 +1,4 @@
-"""What a JPEG encoder and decoder do to an image, on any device: libjpeg's arithmetic without its bit stream."""
+"""What a JPEG encoder and decoder do to an image: libjpeg's arithmetic without its bit stream."""
 
 from functools import lru_cache
 
@@ -96,7 +96,7 @@ def _upsample(chroma: Tensor) -> Tensor:
 
 
 def jpeg(levels: Tensor, quality: int) -> Tensor:
-    """Encode as JPEG (4:2:0 chroma, libjpeg's tables of ``quality``) and decode again.
+    """Encode as JPEG (4:2:0 chroma, libjpeg's tables of ``quality``) and decode again, on any device.
 
     Colour transform, cosine transforms, rounding of chroma and its enlargement are libjpeg's. Only the constants of
     the cosine transforms are exact here where libjpeg's have 13 bits: a coefficient may fall on the other side of a

@@ -20,14 +20,11 @@ def speckle_noise(levels: Tensor, deviation: float, draws: Draws) -> Tensor:
 
 def impulse_noise(levels: Tensor, share: float, draws: Draws) -> Tensor:
     """Set ``share`` of the values to black or to white, each as often."""
-    bits = draws.bits("noise", *levels.shape[1:])
-    # Of 2^32 equally likely numbers, those closest to 0: negative ones give black, the others white.
-    bound = round(share * 2.0**31)
-    levels = levels.masked_fill(bits.abs() < bound, 0.0)
-    return levels.masked_fill_((bits >= 0) & (bits < bound), 255.0)
-
-
-_LEVEL_BITS = 8
+    count = levels[0].numel()
+    bits = draws.bits("noise", (count + 1) // 2).view(torch.int16)[:, :count].view(levels.shape)
+    # Of 2^16 equally likely numbers, those closest to 0: negative ones give black, the others white.
+    hit = bits.abs() < max(1, round(share * 2.0**15))
+    return torch.where(hit, (bits >= 0).float().mul_(255), levels)
 
 
 @lru_cache(maxsize=16)
