@@ -122,7 +122,9 @@ class Schedule:
 class Stage:
     """One stage: a method, what it sees, for how long, and what it takes from the stage before.
 
-    load: parts copied from the stage before: encoder, head, decoder.
+    load: parts copied from the stage before: encoder, head, decoder. ``{from: encoder, to: decoder.network}`` puts a part
+        in another place, ``{path: RUN, to: decoder.network}`` the encoder of a model on disk, in a first stage too.
+    backbone: the network of this stage, where it is not the recipe's.
     steps or epochs: exactly one.
     accumulate, ema: see lrface.train.trainer.Stage.
     """
@@ -130,7 +132,8 @@ class Stage:
     name: str
     method: Named
     degrade: Degrade | Named = field(default_factory=Degrade)
-    load: list[str] = field(default_factory=list)
+    load: list[str | dict[str, str]] = field(default_factory=list)
+    backbone: Named | None = None
     steps: int | None = None
     epochs: float | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -360,16 +363,12 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
             raise UsageError(f"{where}: give exactly one of steps and epochs")
         if not 0 < (stage.epochs if stage.steps is None else stage.steps) < float("inf"):  # type: ignore[operator]
             raise UsageError(f"{where}: steps or epochs must be above 0")
-        if stage.load and index == 0:
-            raise UsageError(
-                f"{where}.load: the first stage has none before it; use start_from for a model on disk"
-            )
-        for part in stage.load:
-            if part not in ("encoder", "head", "decoder"):
+        for number, entry in enumerate(stage.load):
+            if index == 0 and not (isinstance(entry, dict) and "path" in entry):
                 raise UsageError(
-                    f"{where}.load takes encoder, head and decoder; found {part!r}"
-                    f"{nearest(part, ('encoder', 'head', 'decoder'))}"
+                    f"{where}.load: the first stage has none before it; use start_from for a model on disk"
                 )
+            _check_load(entry, f"{where}.load" if isinstance(entry, str) else f"{where}.load.{number}")
     if (recipe.data.path is None) == (recipe.data.synthetic is None):
         raise UsageError("data: give exactly one of path and synthetic")
     if recipe.data.batch_size < 2:
@@ -379,6 +378,25 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
     if recipe.data.workers < 0:
         raise UsageError(f"data.workers must be at least 0; found {recipe.data.workers}")
     return recipe
+
+
+def _check_load(entry: str | dict[str, str], where: str) -> None:
+    """Raises UsageError unless ``entry`` is a part's name, or says where something is from and which part it fills."""
+    parts = ("encoder", "head", "decoder")
+    if isinstance(entry, dict):
+        if set(entry) not in ({"from", "to"}, {"path", "to"}) or not all(
+            isinstance(value, str) for value in entry.values()
+        ):
+            raise UsageError(
+                f"{where} must be a part, or a mapping such as {{from: encoder, to: decoder.network}} or {{path: RUN, "
+                f"to: decoder.network}}; found {entry!r}"
+            )
+        named = [entry["to"].split(".")[0], *([entry["from"]] if "from" in entry else [])]
+    else:
+        named = [entry]
+    for part in named:
+        if part not in parts:
+            raise UsageError(f"{where} takes encoder, head and decoder; found {part!r}{nearest(part, parts)}")
 
 
 def read_yaml(path: Path) -> Any:

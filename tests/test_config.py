@@ -244,7 +244,8 @@ def test_every_shipped_recipe_builds(name):
             method = build_method(recipe, stage, identities=10)
         assert all(value.device.type == "meta" for value in method.parameters())
         assert sum(len(group["params"]) for group in method.param_groups()) > 0
-        assert all(hasattr(method, part) for part in stage.load)
+        for part in stage.load:
+            method.get_submodule(part if isinstance(part, str) else part["to"])
         if index == 0:
             assert stage.load == []
 

@@ -1,6 +1,6 @@
-"""Losses: pure functions that know no trainer, configuration or rank."""
+"""Losses: pure functions and small modules that know no trainer, configuration or rank."""
 
 from lrface.losses.divergence import jensen_shannon
-from lrface.losses.quality import quality_loss
+from lrface.losses.quality import QUALITY, QualityLoss, build_quality, quality_loss
 
-__all__ = ["jensen_shannon", "quality_loss"]
+__all__ = ["QUALITY", "QualityLoss", "build_quality", "jensen_shannon", "quality_loss"]

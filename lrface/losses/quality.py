@@ -1,9 +1,38 @@
-"""The quality loss of QualNet: distance between the reconstruction and the clean image."""
+"""Quality losses of QualNet: how far the reconstruction is from the clean image (paper 000, Table C.1).
+
+    l1           mean absolute difference, eq. (4) of paper 001: what the papers use everywhere else
+    l2           mean squared difference
+    likelihood   negative log-likelihood of the clean image under a Gaussian a pixel, whose mean and standard deviation
+                 two convolutions behind the decoder give (Kingma and Welling, ICLR 2014)
+    perceptual   mean squared difference of VGG16's features (Johnson et al., ECCV 2016)
+
+Each is a module called with the reconstruction, the clean image and whether to clip the reconstruction first.
+"""
+
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lrface.errors import UsageError
+from lrface.errors import LrfaceError, UsageError
+from lrface.registry import Registry
+
+
+def _pair(reconstruction: Tensor, hq: Tensor, clip: bool) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, at least float32, the first clipped where wanted. Raises UsageError where shapes differ."""
+    if reconstruction.shape != hq.shape:
+        raise UsageError(
+            f"the decoder's output {tuple(reconstruction.shape)} and the clean image {tuple(hq.shape)} differ in shape"
+        )
+    if reconstruction.dtype in (torch.float16, torch.bfloat16):
+        reconstruction = reconstruction.float()
+    if clip:
+        reconstruction = reconstruction.clamp(0.0, 1.0)
+    return reconstruction, hq.to(reconstruction.dtype)
 
 
 def quality_loss(reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
@@ -23,12 +52,157 @@ def quality_loss(reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tenso
     Raises:
         UsageError: shapes differ.
     """
-    if reconstruction.shape != hq.shape:
-        raise UsageError(
-            f"the decoder's output {tuple(reconstruction.shape)} and the clean image {tuple(hq.shape)} differ in shape"
+    reconstruction, hq = _pair(reconstruction, hq, clip)
+    return (reconstruction - hq).abs().mean()
+
+
+class QualityLoss(nn.Module):
+    """``loss(reconstruction, hq, clip)``: scalar, at least float32; arguments as of :func:`quality_loss`."""
+
+    def forward(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define forward()")
+
+
+class L1(QualityLoss):
+    """:func:`quality_loss`."""
+
+    def forward(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
+        return quality_loss(reconstruction, hq, clip)
+
+
+class L2(QualityLoss):
+    """Mean squared difference over images, channels and pixels."""
+
+    def forward(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
+        reconstruction, hq = _pair(reconstruction, hq, clip)
+        return (reconstruction - hq).square().mean()
+
+
+class Likelihood(QualityLoss):
+    """Mean over all values x of log(sigma) + (x - mu)^2 / (2 sigma^2) + log(2 pi) / 2.
+
+    mu and log sigma are 3x3 convolutions of the decoder's output. They start as mu = output and sigma = 1, where the
+    gradient is that of half the squared difference. Of the clipping, mu gets it.
+
+    Args:
+        minimum: sigma is at least this, so that a pixel that is drawn exactly does not weigh without bound.
+
+    Raises:
+        UsageError: a minimum that is not above 0.
+    """
+
+    def __init__(self, minimum: float = 0.01):
+        super().__init__()
+        if not minimum > 0:
+            raise UsageError(f"quality.minimum must be above 0; found {minimum}")
+        self.log_minimum = math.log(minimum)
+        self.mean = nn.Conv2d(3, 3, 3, 1, 1)
+        self.log_deviation = nn.Conv2d(3, 3, 3, 1, 1)
+        nn.init.dirac_(self.mean.weight)
+        nn.init.zeros_(self.log_deviation.weight)
+        for part in (self.mean, self.log_deviation):
+            assert part.bias is not None
+            nn.init.zeros_(part.bias)
+
+    def forward(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
+        mean, hq = _pair(self.mean(reconstruction), hq, clip)
+        log_deviation = self.log_deviation(reconstruction).to(mean.dtype).clamp_min(self.log_minimum)
+        scaled = (hq - mean) * torch.exp(-log_deviation)
+        return (log_deviation + scaled.square() / 2).mean() + math.log(2 * math.pi) / 2
+
+
+# VGG16 up to its seventh convolution and ReLU (relu3_3): channels of the convolutions, "M" for max-pooling.
+_VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256)
+_VGG16_FILE = "vgg16-397923af.pth"
+
+
+class Perceptual(QualityLoss):
+    """Mean squared difference of the features of VGG16 (relu3_3), which is not trained.
+
+    Paper 000 does not say which layer it takes; this one is the content layer of Johnson et al. Images are normalised
+    with ImageNet's means and deviations first.
+
+    Args:
+        weights: VGG16 of torchvision, trained on ImageNet: a state dict as .pth, or .safetensors. By default the file
+            that torchvision has left in its own cache; nothing is downloaded.
+
+    Raises:
+        LrfaceError: no such file, or one that does not hold VGG16.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, weights: str | None = None):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for outputs in _VGG16:
+            if isinstance(outputs, int):
+                layers += [nn.Conv2d(channels, outputs, 3, 1, 1), nn.ReLU(inplace=True)]
+                channels = outputs
+            else:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1))
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1))
+        self.features.load_state_dict(_vgg16_state(weights, self.features.state_dict()))
+        self.requires_grad_(False)
+
+    def forward(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
+        reconstruction, hq = _pair(reconstruction, hq, clip)
+        with torch.no_grad():
+            wanted = self.features((hq - self.mean) / self.deviation)
+        found = self.features((reconstruction - self.mean) / self.deviation)
+        found, wanted = _pair(found, wanted, clip=False)
+        return (found - wanted).square().mean()
+
+
+def _vgg16_state(weights: str | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of VGG16's first layers by their names in ``own``."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _VGG16_FILE if weights is None else Path(weights)
+    if not path.is_file():
+        raise LrfaceError(
+            f"{path}: no such file; the perceptual loss needs VGG16 trained on ImageNet. Download torchvision's "
+            f"{_VGG16_FILE} and name it with quality.weights (nothing is downloaded for you)"
         )
-    if reconstruction.dtype in (torch.float16, torch.bfloat16):
-        reconstruction = reconstruction.float()
-    if clip:
-        reconstruction = reconstruction.clamp(0.0, 1.0)
-    return (reconstruction - hq.to(reconstruction.dtype)).abs().mean()
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "it is broken or holds something other than tensors" if refused else error
+        raise LrfaceError(
+            f"{path} cannot be read ({reason}); the perceptual loss needs VGG16's weights"
+        ) from error
+    for key, value in own.items():
+        found = state.get(f"features.{key}") if isinstance(state, Mapping) else None
+        if not isinstance(found, Tensor) or found.shape != value.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else "missing"
+            raise LrfaceError(
+                f"{path} is not torchvision's VGG16: features.{key} must be of shape {tuple(value.shape)}; found {shape}"
+            )
+    return {key: state[f"features.{key}"] for key in own}
+
+
+QUALITY: Registry[QualityLoss] = Registry("quality")
+QUALITY.register("l1", L1)
+QUALITY.register("l2", L2)
+QUALITY.register("likelihood", Likelihood)
+QUALITY.register("perceptual", Perceptual)
+
+
+def build_quality(quality: Any) -> QualityLoss:
+    """The loss of this name, or of a mapping with a name and arguments.
+
+    Raises:
+        UsageError: unknown name or arguments. LrfaceError: see :class:`Perceptual`.
+    """
+    named = {"name": quality} if isinstance(quality, str) else quality
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
+        raise UsageError(f"quality must be a name, or a mapping with a name and arguments; found {quality!r}")
+    return QUALITY.build(**named)

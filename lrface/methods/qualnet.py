@@ -3,6 +3,10 @@
 Stage 1 of QualNet-LM (paper 000, appendix D): encoder and decoder on clean images, nothing frozen. Stage 2
 (paper 001, Algorithm 1): the decoder frozen, the encoder from stage 1 with its BatchNorm frozen, clean and
 low-resolution images, loss L_softmax + lambda L_quality (eq. 6).
+
+QualNet for classification (paper 001, section 3.3): stage 1 classifies clean images with an i-RevNet, by the method
+``classify``. Stage 2 is this one with a fresh encoder, lambda 0.1, and the decoder ``irevnet_inverse``: a 3x3 convolution
+that is trained and the i-RevNet's inverse, which freezes itself.
 """
 
 from collections.abc import Iterable
@@ -14,7 +18,7 @@ from torch import nn
 from lrface.degrade.policy import Policy
 from lrface.errors import UsageError
 from lrface.heads import Head
-from lrface.losses import quality_loss
+from lrface.losses import build_quality
 from lrface.methods.base import Method, StepOutput, degrade_batch
 from lrface.models.blocks import FaceBackbone, batchnorm_eval, freeze_batchnorm
 
@@ -29,13 +33,14 @@ class QualNet(Method):
         head: ``head.loss(embeddings, labels) -> HeadLoss``.
         decoder: feature map -> image [n, 3, h, w].
         policy: clean images only in stage 1; clean and low-resolution ones in stage 2.
-        quality_weight: lambda, 1.0 for QualNet-LM (Table 4).
+        quality_weight: lambda, 1.0 for QualNet-LM (Table 4), 0.1 for QualNet.
+        quality: L_quality, a name in :data:`lrface.losses.QUALITY` or a mapping of it and arguments (Table C.1).
         clip: clip the reconstruction to [0, 1] before the distance (appendix A); for stage 2.
         freeze: any of "decoder" (parameters and statistics) and "batchnorm" (the encoder's statistics and
             affine parameters).
 
     Raises:
-        UsageError: a negative lambda or an unknown part to freeze.
+        UsageError: a negative lambda, an unknown part to freeze or an unknown loss.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class QualNet(Method):
         quality_weight: float = 1.0,
         clip: bool = True,
         freeze: Iterable[str] = (),
+        quality: Any = "l1",
     ):
         super().__init__()
         if quality_weight < 0:
@@ -61,6 +67,7 @@ class QualNet(Method):
         self.policy = policy
         self.quality_weight = quality_weight
         self.clip = clip
+        self.quality_loss = build_quality(quality)
         if "decoder" in self.frozen:
             self.decoder.requires_grad_(False)
         if "batchnorm" in self.frozen:
@@ -81,7 +88,7 @@ class QualNet(Method):
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         feature_map = self.encoder.features(batch["image"])
         recognition = self.head.loss(self.encoder.embed(feature_map), batch["label"])
-        quality = quality_loss(self.decoder(feature_map), batch["hq"], self.clip)
+        quality = self.quality_loss(self.decoder(feature_map), batch["hq"], self.clip)
         return StepOutput(
             recognition.loss + self.quality_weight * quality,
             {

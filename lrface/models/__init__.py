@@ -1,14 +1,17 @@
 """Networks by name: plain ``nn.Module``s, RGB [0, 1] in, normalisation inside."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from lrface.errors import UsageError
 from lrface.models.blocks import FaceBackbone
 from lrface.models.cifar_resnet import CifarResNet18
 from lrface.models.decoder import SubpixelDecoder
 from lrface.models.iresnet import LAYERS, ImprovedResNet
+from lrface.models.irevnet import BLOCKS, IRevNet, IRevNetInverse
 from lrface.models.mobilefacenet import MobileFaceNet
 from lrface.registry import Registry
 
@@ -20,12 +23,54 @@ BACKBONES.register("cifar_resnet18", CifarResNet18)
 for _depth in LAYERS:
     BACKBONES.register(f"ir{_depth}", partial(ImprovedResNet, depth=_depth))
     BACKBONES.register(f"ir_se{_depth}", partial(ImprovedResNet, depth=_depth, squeeze=True))
+BACKBONES.register("irevnet", IRevNet)
+for _depth, _blocks in BLOCKS.items():
+    BACKBONES.register(
+        f"irevnet{_depth}",
+        partial(IRevNet, blocks=_blocks, strides=(2, 2, 2, 2), channels=(24, 96, 384, 1536), down_sampling=2),
+    )
+BACKBONES.register(
+    "irevnet_cifar",
+    partial(IRevNet, blocks=(18, 18, 18), strides=(1, 2, 2), channels=(16, 64, 256), input_size=32),
+)
+BACKBONES.register(
+    "irevnet_face",
+    partial(
+        IRevNet,
+        blocks=(6, 16, 28),
+        strides=(2, 2, 2),
+        channels=(24, 96, 384),
+        down_sampling=2,
+        input_size=112,
+    ),
+)
+
+
+def _irevnet_inverse(in_channels: int, in_size: int, out_size: int, network: Any) -> IRevNetInverse:
+    """The inverse of ``network``, the name of an i-RevNet or a mapping of its name and arguments."""
+    named = {"name": network} if isinstance(network, str) else network
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
+        raise UsageError(
+            f"decoder.network must be the name of an i-RevNet, or a mapping with a name and arguments; found {network!r}"
+        )
+    try:
+        built = build_backbone(**named)
+    except UsageError as error:
+        raise UsageError(f"decoder.network: {error}") from error
+    if not isinstance(built, IRevNet):
+        raise UsageError(
+            f"decoder.network must be an i-RevNet, which has an inverse; found {named['name']!r}"
+        )
+    return IRevNetInverse(in_channels, in_size, out_size, built)
+
+
 DECODERS.register("subpixel", SubpixelDecoder)
+DECODERS.register("irevnet_inverse", _irevnet_inverse)
 
 
 def build_backbone(name: str, **arguments: Any) -> FaceBackbone:
     """The network ``name``: mobilefacenet, ir18, ir34, ir50, ir100, ir_se18 ... ir_se100 for faces of 112 pixels,
-    cifar_resnet18 for images of 32.
+    cifar_resnet18 for images of 32, and the i-RevNets of lrface.models.irevnet.
 
     Raises:
         UsageError: unknown name or arguments.
@@ -40,3 +85,13 @@ def build_decoder(name: str, in_channels: int, **arguments: Any) -> nn.Module:
         UsageError: unknown name or arguments.
     """
     return DECODERS.build(name, in_channels=in_channels, **arguments)
+
+
+def build_decoder_for(encoder: FaceBackbone, name: str, **arguments: Any) -> nn.Module:
+    """The decoder ``name`` from the final feature map of ``encoder`` to an image as large as it takes.
+
+    Raises:
+        UsageError: unknown name or arguments, or a decoder that does not fit this encoder.
+    """
+    sizes = {"in_size": encoder.feature_size, "out_size": encoder.input_size}
+    return build_decoder(name, encoder.feature_channels, **sizes, **arguments)

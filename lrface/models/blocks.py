@@ -40,12 +40,13 @@ class FaceBackbone(nn.Module):
     """Base of the face networks: ``forward(x) = embed(features(x))``.
 
     ``features`` takes RGB float [n, 3, 112, 112] in [0, 1] and gives the final feature map
-    [n, feature_channels, 7, 7] (f_theta in QualNet); ``embed`` turns that map into the embedding
+    [n, feature_channels, feature_size, feature_size] (f_theta in QualNet); ``embed`` turns that map into the embedding
     [n, embedding_size] (H in QualNet, eq. 2), not L2-normalised.
     """
 
     embedding_size: int
     feature_channels: int
+    feature_size: int = 7
     input_size: int = 112
 
     def features(self, x: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class CifarResNet18(FaceBackbone):
     """
 
     input_size = 32
+    feature_size = 4
 
     def __init__(self, width: int = 64):
         super().__init__()

@@ -1,7 +1,7 @@
-"""The decoder of QualNet-LM: the final feature map back to the 112 x 112 image.
+"""The decoder of QualNet-LM: the final feature map back to the image, 112 x 112 for faces.
 
 The paper fixes only its place (paper 000, appendix D and figure D.1), not its layers. This one is a plain
-up-sampling network: a 3x3 convolution, then four sub-pixel steps (Shi et al., CVPR 2016) from 7 to 112 pixels,
+up-sampling network: a 3x3 convolution, then sub-pixel steps (Shi et al., CVPR 2016), four from 7 to 112 pixels,
 each with a residual block in front. It has no skip connection from the encoder: what it draws can only come from
 the feature map that the embedding is computed from, which is what makes its reconstruction loss a demand on
 that map.
@@ -9,6 +9,7 @@ that map.
 
 from torch import Tensor, nn
 
+from lrface.errors import UsageError
 from lrface.models.blocks import PReLU, initialise
 
 
@@ -30,23 +31,41 @@ class ResidualBlock(nn.Module):
 
 
 class SubpixelDecoder(nn.Module):
-    """Feature map float [n, in_channels, 7, 7] -> image float [n, 3, 112, 112], RGB, unclipped (about [0, 1]).
+    """Feature map float [n, in_channels, in_size, in_size] -> image float [n, 3, out_size, out_size], RGB, unclipped
+    (about [0, 1]).
 
     Args:
         in_channels: channels of the encoder's final feature map.
-        width: channels after the first convolution; they halve at each of the four steps.
+        width: channels after the first convolution; they halve at each step.
         blocks: residual blocks before each step.
+        in_size, out_size: pixels of a side, the second 2, 4, 8 ... times the first.
+
+    Raises:
+        UsageError: another ratio of the sizes.
     """
 
-    def __init__(self, in_channels: int = 512, width: int = 256, blocks: int = 1):
+    def __init__(
+        self,
+        in_channels: int = 512,
+        width: int = 256,
+        blocks: int = 1,
+        in_size: int = 7,
+        out_size: int = 112,
+    ):
         super().__init__()
+        steps = (out_size // in_size).bit_length() - 1
+        if steps < 1 or in_size * 2**steps != out_size:
+            raise UsageError(
+                f"decoder subpixel doubles a feature map's side some times; from {in_size} to {out_size} pixels it "
+                "cannot"
+            )
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, width, 3, 1, 1, bias=False),
             nn.BatchNorm2d(width),
             PReLU(width),
         ]
         channels = width
-        for _ in range(4):
+        for _ in range(steps):
             layers += [ResidualBlock(channels) for _ in range(blocks)]
             halved = max(8, channels // 2)
             layers += [

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import lrface
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_directory, atomic_file, read_json, write_json
-from lrface.models import build_backbone, build_decoder
+from lrface.models import build_backbone, build_decoder_for
 from lrface.models.blocks import FaceBackbone
 
 MODEL = "model.safetensors"
@@ -136,11 +136,15 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load ``state`` into ``module``, all of it and nothing else.
+    """Load ``state`` into ``module``, all of it and nothing else. Raises LrfaceError: see :func:`check_fits`."""
+    check_fits(module, state, what)
+    own = tensors(module)
+    extra_state = {key: value for key, value in module.state_dict().items() if key not in own}
+    module.load_state_dict({**state, **extra_state})
 
-    Raises:
-        LrfaceError: names the first tensor that is missing, left over or of another shape.
-    """
+
+def check_fits(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Raises LrfaceError naming the first tensor of ``state`` that is missing, left over or of another shape."""
     own = tensors(module)
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
@@ -158,8 +162,6 @@ def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
         if extra:
             found.append(f"{len(extra)} not of this network, first {extra[0]}")
         raise LrfaceError(f"{what} is of another architecture: {'; '.join(found)}")
-    extra_state = {key: value for key, value in module.state_dict().items() if key not in own}
-    module.load_state_dict({**state, **extra_state})
 
 
 def check_card(card: dict[str, Any], path: Path) -> None:
@@ -259,7 +261,7 @@ def load_decoder(weights: Path, card: dict[str, Any], encoder: FaceBackbone) -> 
     if kept != card.get("weights_sha256"):
         raise LrfaceError(f"{newest} is a checkpoint of another model than {weights}; {needed}")
     try:
-        decoder = build_decoder(named.pop("name"), encoder.feature_channels, **named)
+        decoder = build_decoder_for(encoder, **named)
     except UsageError as error:
         raise LrfaceError(f"the recipe on the card of {weights}: {error}") from error
     fill(decoder, state, f"the decoder in {newest / PARTS}")

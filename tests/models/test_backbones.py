@@ -15,7 +15,8 @@ def small(name: str) -> dict:
 
 
 def test_every_network_of_the_family_is_there():
-    assert BACKBONES.names() == sorted(["mobilefacenet", "cifar_resnet18", *IR_NAMES])
+    others = [name for name in BACKBONES.names() if not name.startswith("irevnet")]
+    assert others == sorted(["mobilefacenet", "cifar_resnet18", *IR_NAMES])
 
 
 @pytest.mark.parametrize("name", ["mobilefacenet", *IR_NAMES])
@@ -171,6 +172,14 @@ def test_decoder_draws_112_pixels_from_the_feature_map(width, blocks):
     # A fresh decoder starts from mid-grey, inside [0, 1], where clipping leaves a gradient.
     inside = (image > 0) & (image < 1)
     assert inside.float().mean() > 0.95
+
+
+def test_decoder_draws_images_of_other_sizes():
+    decoder = build_decoder("subpixel", 24, width=16, in_size=4, out_size=32)
+    assert decoder(torch.randn(2, 24, 4, 4)).shape == (2, 3, 32, 32)
+    for sizes in ((4, 4), (7, 100), (8, 4)):
+        with pytest.raises(UsageError, match=f"from {sizes[0]} to {sizes[1]} pixels it cannot"):
+            build_decoder("subpixel", 24, in_size=sizes[0], out_size=sizes[1])
 
 
 def test_decoder_sees_nothing_but_the_feature_map():

@@ -15,6 +15,7 @@ def test_shapes():
         assert feature_map.shape == (2, 32, 4, 4) and bool((feature_map >= 0).all())
         torch.testing.assert_close(encoder(images), feature_map.mean((2, 3)))
     assert (encoder.input_size, encoder.embedding_size, encoder.feature_channels) == (32, 32, 32)
+    assert encoder.feature_size == 4
 
 
 def test_the_size_of_the_usual_network():

@@ -1,0 +1,429 @@
+"""i-RevNets: the inverse, gradients without stored activations, and the decoder that their inverse is."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lrface.errors import UsageError
+from lrface.models import BACKBONES, build_backbone, build_decoder, build_decoder_for
+from lrface.models.blocks import batchnorm_eval, parameter_count
+from lrface.models.irevnet import BLOCKS, IRevNet, ReversibleBlock
+
+BIJECTIVE = dict(blocks=[2, 2, 1], strides=[2, 1, 2], channels=[24, 24, 96], down_sampling=2, input_size=32)
+PADDED = dict(blocks=[2, 1, 2], strides=[1, 2, 2], channels=[4, 16, 64], input_size=16)
+
+
+def network(seed: int = 0, **arguments) -> IRevNet:
+    torch.manual_seed(seed)
+    built = build_backbone("irevnet", **arguments)
+    assert isinstance(built, IRevNet)
+    for part in (
+        built.modules()
+    ):  # not the statistics and weights of a fresh BatchNorm, which does nothing in eval mode
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.1)
+    return built
+
+
+def images(arguments: dict, n: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    size = arguments["input_size"]
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def settle(encoder: IRevNet, x: torch.Tensor) -> IRevNet:
+    """Running statistics as after training: those of ``x``."""
+    for part in encoder.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        encoder.train()(x)
+    return encoder.eval()
+
+
+@pytest.mark.parametrize(
+    "name, size, channels, side, layers",
+    [(f"irevnet{depth}", 224, 3072, 7, depth) for depth in (45, 78, 150, 300, 450)]
+    + [("irevnet_cifar", 32, 512, 8, 162), ("irevnet_face", 112, 768, 7, 150)],
+)
+def test_named_networks(name, size, channels, side, layers):
+    with torch.device("meta"):
+        encoder = build_backbone(name)
+        feature_map = encoder.features(torch.rand(2, 3, size, size))
+        assert feature_map.shape == (2, channels, side, side)
+        assert encoder.embed(feature_map).shape == (2, channels)
+        assert encoder.inverse(feature_map).shape == (2, 3, size, size)
+    assert (encoder.input_size, encoder.feature_channels, encoder.feature_size) == (size, channels, side)
+    assert encoder.embedding_size == channels
+    assert sum(isinstance(part, nn.Conv2d) for part in encoder.modules()) == layers
+    if name != "irevnet_cifar":  # bijective: not a number is added to the image's
+        assert channels * side**2 == 3 * size**2
+
+
+def test_the_network_of_the_paper():
+    assert BLOCKS[300] == (6, 16, 72, 6)
+    with torch.device("meta"):
+        encoder = build_backbone("irevnet300")
+    strides = [block.stride for block in encoder.body]
+    assert [number for number, stride in enumerate(strides) if stride == 2] == [0, 6, 22, 94]
+    assert [encoder.body[last].residual[-1].out_channels for last in (5, 21, 93, 99)] == [24, 96, 384, 1536]
+
+    def convolutions(
+        inputs, outputs
+    ):  # of one block, by hand: the inner two layers have a quarter of the channels
+        return 9 * (inputs * (outputs // 4) + (outputs // 4) ** 2 + (outputs // 4) * outputs)
+
+    weights, norms, half = 0, 0, 6
+    for blocks, outputs in zip(BLOCKS[300], (24, 96, 384, 1536), strict=True):
+        weights += convolutions(half, outputs) + (blocks - 1) * convolutions(outputs, outputs)
+        norms += half + (blocks - 1) * outputs + blocks * 2 * (outputs // 4)
+        half = outputs
+    norms += 3072 - 6  # the one before pooling; the very first block begins without
+    assert parameter_count(encoder) == weights + 2 * norms
+
+
+def test_a_block_is_its_formula():
+    torch.manual_seed(0)
+    block = ReversibleBlock(4, stride=2).eval()
+    x1, x2 = torch.randn(2, 3, 4, 8, 8).unbind()
+    y1, y2 = block(x1, x2)
+    assert y1.shape == y2.shape == (3, 16, 4, 4)
+
+    def rearranged(x):  # channel 4 c + 2 i + j of a pixel is row i, column j of channel c's 2 x 2 pixels
+        return torch.stack([x[:, c, i::2, j::2] for c in range(4) for i in range(2) for j in range(2)], 1)
+
+    norm, _, first, inner, _, second, last, _, third = block.residual
+    x = first(torch.relu(norm(x2)))
+    x = third(torch.relu(last(second(torch.relu(inner(x))))))
+    torch.testing.assert_close(y1, rearranged(x2))
+    torch.testing.assert_close(y2, rearranged(x1) + x)
+    back = block.inverse(y1, y2)
+    torch.testing.assert_close(back[0], x1)
+    torch.testing.assert_close(back[1], x2)
+
+
+def test_the_first_block_sees_the_image_itself():
+    encoder = network(**BIJECTIVE)
+    first, second = encoder.body[0].residual, encoder.body[1].residual
+    assert isinstance(first[0], nn.Conv2d) and isinstance(second[0], nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("arguments", [BIJECTIVE, PADDED])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_the_inverse_gives_the_image_back(arguments, recompute):
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        x = images(arguments, dtype=dtype)
+        encoder = settle(network(**arguments, recompute=recompute).to(dtype), x)
+        feature_map = encoder.features(x)
+        assert feature_map.std() > 0.1 and feature_map.dtype == dtype
+        assert (encoder.inverse(feature_map) - x).abs().max() < tolerance
+        # In eval mode an image's inverse is its own affair.
+        torch.testing.assert_close(encoder.inverse(feature_map[:1]), encoder.inverse(feature_map)[:1])
+
+
+@pytest.mark.parametrize("arguments", [BIJECTIVE, PADDED])
+def test_in_training_mode_the_inverse_belongs_to_the_batch(arguments):
+    x = images(arguments, dtype=torch.float64)
+    encoder = network(**arguments).double().train()
+    with torch.no_grad():
+        feature_map = encoder.features(x)
+        before = copy.deepcopy(encoder.state_dict())
+        assert (encoder.inverse(feature_map) - x).abs().max() < 1e-9
+        assert (encoder.inverse(feature_map[:2]) - x[:2]).abs().max() > 1e-3
+        assert (
+            encoder.eval().inverse(feature_map) - x
+        ).abs().max() > 1e-3  # the statistics of another moment
+    after = encoder.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)  # nothing was counted on the way back
+
+
+def test_a_bijective_network_is_one_the_other_way_too():
+    """Every feature map is that of one image; only where channels were padded there are maps of none."""
+    for arguments, onto in ((BIJECTIVE, True), (PADDED, False)):
+        x = images(arguments, dtype=torch.float64)
+        encoder = settle(network(**arguments).double(), x)
+        with torch.no_grad():
+            any_map = torch.randn_like(encoder.features(x))
+            difference = (encoder.features(encoder.inverse(any_map)) - any_map).abs().max()
+        assert bool(difference < 1e-8) is onto
+
+
+def test_three_hundred_layers_in_float32_and_bfloat16():
+    arguments = dict(
+        blocks=BLOCKS[300],
+        strides=[2, 2, 2, 2],
+        channels=[24, 96, 384, 1536],
+        down_sampling=2,
+        input_size=64,
+        bottleneck=64,
+    )
+    x = images(arguments)
+    encoder = settle(network(**arguments), x)
+    with torch.no_grad():
+        exact = encoder.features(x)
+        error = encoder.inverse(exact) - x
+        assert error.norm() / x.norm() < 1e-3
+        with torch.autocast("cpu", torch.bfloat16):
+            feature_map = encoder.features(x)
+            rough = encoder.inverse(feature_map)
+        assert feature_map.dtype == rough.dtype == torch.float32  # the halves; only F was of low precision
+        assert (feature_map - exact).abs().mean() > 1e-3 * exact.abs().mean()
+        assert (rough - x).abs().mean() < 0.02
+
+
+def gradients(encoder: IRevNet, x: torch.Tensor, inverse: bool = False, autocast: bool = False):
+    """Of a loss that weighs every output differently: each parameter's, and the input's."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = encoder.inverse(x) if inverse else encoder(x)
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+        (out * weights).sum().backward()
+    found = {key: value.grad for key, value in encoder.named_parameters() if value.grad is not None}
+    return {**found, "input": x.grad}
+
+
+def distance(found: dict, expected: dict) -> float:
+    """Of all gradients together, relative to their length."""
+    assert found.keys() == expected.keys()
+    apart = sum((found[key] - expected[key]).square().sum().item() for key in expected)
+    return math.sqrt(apart / sum(value.square().sum().item() for value in expected.values()))
+
+
+@pytest.mark.parametrize("arguments", [BIJECTIVE, PADDED])
+@pytest.mark.parametrize("mode", ["train", "eval", "frozen batchnorm"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_recomputed_gradients_are_those_of_autograd(arguments, mode, dtype, tolerance):
+    x = images(arguments, dtype=dtype)
+    found, buffers = [], []
+    for recompute in (True, False):
+        encoder = settle(network(**arguments, recompute=recompute).to(dtype), x)
+        encoder.train(mode != "eval")
+        if mode == "frozen batchnorm":
+            batchnorm_eval(encoder)
+        found.append(gradients(encoder, x + 0.1))
+        buffers.append(dict(encoder.named_buffers()))
+    assert len(found[0]) == len(list(encoder.parameters())) + 1
+    assert distance(*found) < tolerance
+    assert all(
+        torch.equal(buffers[0][key], buffers[1][key]) for key in buffers[1]
+    )  # no batch is counted twice
+    if mode == "train":
+        assert all(
+            int(value) == 2 for key, value in buffers[0].items() if key.endswith("num_batches_tracked")
+        )
+
+
+@pytest.mark.parametrize("arguments", [BIJECTIVE, PADDED])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradients_through_the_inverse(arguments, frozen):
+    x = images(arguments, dtype=torch.float64)
+    found = []
+    for recompute in (True, False):
+        encoder = settle(network(**arguments, recompute=recompute).double(), x)
+        encoder.requires_grad_(not frozen)
+        with torch.no_grad():
+            feature_map = encoder.features(x)
+        found.append(gradients(encoder, feature_map + 0.1, inverse=True))
+    assert (found[0].keys() == {"input"}) is frozen
+    assert distance(*found) < 1e-10
+    assert found[0]["input"].abs().max() > 0
+
+
+@pytest.mark.parametrize("trained", ["none of the first block", "one weight"])
+def test_parameters_that_are_not_trained_get_no_gradient(trained):
+    x = images(BIJECTIVE, dtype=torch.float64)
+    found = []
+    for recompute in (True, False):
+        encoder = network(**BIJECTIVE, recompute=recompute).double()
+        if trained == "one weight":
+            encoder.requires_grad_(False)
+            encoder.body[2].residual[2].weight.requires_grad_(True)
+        else:
+            encoder.body[0].requires_grad_(False)
+        found.append(gradients(encoder, x))
+    assert len(found[0]) == (2 if trained == "one weight" else len(list(encoder.body[1:].parameters())) + 3)
+    assert distance(*found) < 1e-10
+
+
+def test_bfloat16_autocast():
+    x = images(BIJECTIVE)
+    exact = gradients(network(**BIJECTIVE), x)
+    plain = gradients(network(**BIJECTIVE, recompute=False), x, autocast=True)
+    recomputed = gradients(network(**BIJECTIVE), x, autocast=True)
+    assert 1e-4 < distance(plain, exact) < 0.3  # what low precision itself costs
+    assert distance(recomputed, plain) < 2 * distance(plain, exact)
+
+
+def test_autocast_hands_on_no_weights_that_were_cast_without_gradients():
+    encoder, x = network(**BIJECTIVE), images(BIJECTIVE)
+    expected = gradients(network(**BIJECTIVE), x, autocast=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            encoder.inverse(encoder.features(x).detach())
+        encoder.load_state_dict(network(**BIJECTIVE).state_dict())
+        assert distance(gradients(encoder, x, autocast=True), expected) < 1e-6
+
+
+class Kept:
+    """Bytes that autograd keeps for the backward pass beside the parameters, each storage once."""
+
+    def __init__(self, encoder: nn.Module):
+        self.own = {value.untyped_storage().data_ptr() for value in encoder.state_dict().values()}
+        self.storages: dict[int, int] = {}
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def __enter__(self):
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self.hooks.__exit__(*exception)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.storages.values())
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_what_is_kept_does_not_grow_with_depth(inverse):
+    kept = {}
+    for recompute in (True, False):
+        for depth in (2, 12):
+            arguments = {**BIJECTIVE, "blocks": [depth, depth, depth], "recompute": recompute}
+            encoder = network(**arguments).train(not inverse).requires_grad_(not inverse)
+            x = images(arguments)
+            if inverse:
+                with torch.no_grad():
+                    x = encoder.features(x)
+                x.requires_grad_()
+            with Kept(encoder) as memory:
+                out = encoder.inverse(x) if inverse else encoder(x)
+                kept[recompute, depth] = memory.bytes
+            del out
+    assert kept[True, 12] == kept[True, 2] < kept[False, 2]
+    assert kept[False, 12] > 4 * kept[False, 2]
+
+
+def test_a_weight_changed_before_the_backward_pass_is_noticed():
+    encoder = network(**BIJECTIVE)
+    loss = encoder(images(BIJECTIVE)).sum()
+    with torch.no_grad():
+        encoder.body[0].residual[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_channels_last():
+    x = images(BIJECTIVE, dtype=torch.float64)
+    plain = gradients(network(**BIJECTIVE).double(), x)
+    encoder = network(**BIJECTIVE).double().to(memory_format=torch.channels_last)
+    assert distance(gradients(encoder, x.to(memory_format=torch.channels_last)), plain) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"blocks": []}, r"backbone.blocks must list a whole number of at least 1 a stage; found \[\]"),
+        ({"blocks": [1, 0, 2]}, r"backbone.blocks must list .*found \[1, 0, 2\]"),
+        (
+            {"strides": [1, 2]},
+            r"backbone.strides must have an entry for each of the 3 stages .*found \[1, 2\]",
+        ),
+        ({"strides": [1, 2, 4]}, r"backbone.strides must be 1 or 2; found \[1, 2, 4\]"),
+        ({"channels": [4, 16, 32]}, "a stage of stride 2 after 16 channels has 64; found 32"),
+        ({"channels": [1, 4, 16]}, "the image has 3 channels after down-sampling by 1.*at least 2; found 1"),
+        ({"down_sampling": 2}, "the image has 12 channels after down-sampling by 2.*at least 6; found 4"),
+        ({"input_size": 18}, "backbone.input_size must be a multiple of 4, .*found 18"),
+        ({"bottleneck": 0}, "backbone.bottleneck must be at least 1; found 0"),
+        ({"depth": 3}, "unknown key backbone.depth"),
+    ],
+)
+def test_numbers_that_do_not_fit(change, message):
+    with pytest.raises(UsageError, match=message):
+        build_backbone("irevnet", **{**PADDED, **change})
+
+
+def test_a_feature_map_of_another_network():
+    with pytest.raises(UsageError, match=r"of shape \[n, 128, h, w\]; found \[1, 3, 4, 4\]"):
+        network(**PADDED).inverse(torch.zeros(1, 3, 4, 4))
+
+
+NETWORK = {"name": "irevnet", **PADDED}
+
+
+def test_the_decoder_is_a_connector_and_a_frozen_inverse():
+    torch.manual_seed(0)
+    decoder = build_decoder("irevnet_inverse", 6, in_size=4, out_size=16, network=NETWORK).train()
+    assert not any(part.training for part in decoder.network.modules()) and decoder.connector.training
+    assert {key for key, value in decoder.named_parameters() if value.requires_grad} == {
+        "connector.0.weight",
+        "connector.0.bias",
+    }
+    assert decoder.connector[0].weight.shape == (128, 6, 3, 3)
+    feature_map = torch.randn(2, 6, 4, 4, requires_grad=True)
+    image = decoder(feature_map)
+    assert image.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(image, decoder.network.inverse(decoder.connector[0](feature_map)))
+    before = copy.deepcopy(decoder.network.state_dict())
+    image.sum().backward()
+    assert feature_map.grad.abs().sum() > 0 and decoder.connector[0].weight.grad.abs().sum() > 0
+    assert all(value.grad is None for value in decoder.network.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in decoder.network.state_dict().items())
+
+
+def test_a_classifier_with_a_smaller_feature_map():
+    """Four times the channels become 2 x 2 pixels."""
+    encoder = build_backbone("cifar_resnet18", width=4)
+    network = {**NETWORK, "input_size": 32}
+    decoder = build_decoder_for(encoder, "irevnet_inverse", network=network)
+    assert decoder.connector[0].out_channels == 4 * 128
+    assert decoder(encoder.features(torch.rand(2, 3, 32, 32))).shape == (2, 3, 32, 32)
+
+
+def test_the_connector_can_say_what_the_encoder_saw():
+    """Where the classifier is the i-RevNet itself and the connector the identity, the picture is the image."""
+    x = images(PADDED, dtype=torch.float64)
+    encoder = settle(network(**PADDED).double(), x)
+    decoder = build_decoder("irevnet_inverse", 128, in_size=4, out_size=16, network=NETWORK).double()
+    decoder.network.load_state_dict(encoder.state_dict())
+    nn.init.dirac_(decoder.connector[0].weight)
+    nn.init.zeros_(decoder.connector[0].bias)
+    with torch.no_grad():
+        assert (decoder(encoder.features(x)) - x).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            {"out_size": 112},
+            "draws images of 16 x 16 pixels, the classifier takes 112 x 112; choose an i-RevNet for 112 pixels",
+        ),
+        ({"in_size": 3}, "the i-RevNet's feature map has 4 x 4 pixels, the classifier's 3 x 3"),
+        ({"in_size": 8}, "the i-RevNet's feature map has 4 x 4 pixels, the classifier's 8 x 8"),
+        ({"network": "ir18"}, "decoder.network must be an i-RevNet, which has an inverse; found 'ir18'"),
+        ({"network": {"blocks": [1]}}, "decoder.network must be the name of an i-RevNet, or a mapping"),
+        (
+            {"network": "irevnet301"},
+            "decoder.network: unknown backbone 'irevnet301' .did you mean 'irevnet30",
+        ),
+    ],
+)
+def test_a_decoder_that_does_not_fit(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        build_decoder("irevnet_inverse", 6, **{"in_size": 4, "out_size": 16, "network": NETWORK, **arguments})
+
+
+def test_names():
+    assert {"irevnet", "irevnet_cifar", "irevnet_face", *(f"irevnet{depth}" for depth in BLOCKS)} <= set(
+        BACKBONES.names()
+    )
