@@ -158,6 +158,22 @@ def measure(out: Path) -> dict[str, Any]:
     return {name: gradients(name, out / name) for name in CASES} | {"bfloat16": half(out / "half")}
 
 
+def poisoned(folder: Path) -> str:
+    """What a run says whose last rank meets an image that is not a number in step 3."""
+
+    def stream(first: int, last: int):
+        for step, batch in enumerate(toy_batches()(first, last), start=first):
+            if step == 3 and distributed.rank() == distributed.ranks() - 1:
+                batch["x"][0] = float("nan")
+            yield batch
+
+    try:
+        trainer().fit(Stage("toy", Toy(0.0, 1.0), STEPS, BATCH, stream, folder, CARD))
+    except LrfaceError as error:
+        return str(error)
+    return "nothing"
+
+
 def first_visit(out: Path) -> dict[str, Any]:
     """Everything that needs two ranks but the last third of the run that changes between two and one."""
     found = measure(out / "two")
@@ -170,6 +186,7 @@ def first_visit(out: Path) -> dict[str, Any]:
         distributed.on_first(lambda: 1 // 0)
     except (ZeroDivisionError, distributed.RankFailed) as error:
         told = f"{type(error).__name__}: {error}"
+    found["poisoned"] = distributed.gathered(poisoned(out / "poisoned"))
     return {**found, "told": distributed.gathered(told), "agreed": distributed.largest(distributed.rank(), 0)}
 
 

@@ -92,6 +92,15 @@ def test_what_fails_on_rank_0_is_told_to_the_others(two):
     assert two["told"][1].startswith("RankFailed: rank 1 stopped because rank 0 failed: integer division")
 
 
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all_at_the_same_step(two, place):
+    assert all("the loss became nan at step 3" in said for said in two["poisoned"]), two["poisoned"]
+    stage = place / "poisoned"
+    assert sorted(path.name for path in stage.glob("step-*")) == ["step-00000002"]
+    for rank, folder in enumerate((stage, stage / "rank-1")):
+        batch = torch.load(folder / "failed" / "step-00000003.pt")["batch"]
+        assert bool(batch["x"].isnan().any()) == (rank == 1)
+
+
 def test_ranks_agree(two):
     assert two["agreed"] == (1, 0)
     assert distributed.largest(3, 0) == (3, 0) and distributed.from_first("x") == "x"
