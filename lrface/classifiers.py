@@ -355,13 +355,14 @@ def _torchvision(text: str, name: str, options: Mapping[str, str], device: str) 
         raise UsageError(f"model {text}: torchvision has no classifier {name!r}{nearest(name, known)}")
     entries = list(torchvision.models.get_model_weights(name))
     file, entry = _torchvision_file(text, name, options.get("weights"), entries)
-    if entry is None:
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        # torchvision's own files carry the first digits of their hash in their names.
-        marks = {each: re.search(r"-([0-9a-f]{8,})\.pth$", each.url) for each in entries}
-        own = [each for each, mark in marks.items() if mark is not None and digest.startswith(mark.group(1))]
-        entry = own[0] if own else None
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    # torchvision's own files carry the first digits of their hash in their names.
+    marks = {each: re.search(r"-([0-9a-f]{8,})\.pth$", each.url) for each in entries}
+    own = [each for each, mark in marks.items() if mark is not None and digest.startswith(mark.group(1))]
+    if entry is not None and entry not in own:
+        raise LrfaceError(f"{file} is not what torchvision calls {entry}: its hash differs. Get it again")
+    entry = own[0] if own else None
     mean, std = _stated(text, options, entry)
     by = "options" if "mean" in options else f"torchvision's {entry}"
     network = _filled(text, file, lambda classes: torchvision.models.get_model(name, num_classes=classes))
