@@ -35,7 +35,7 @@ from lrface.train.trainer import Stage
 NAMES = ["corruptions_training_cost"]
 THREADS = 2
 BATCH_SIZE = 64
-STEPS, WARM_UP = 44, 4
+STEPS, WARM_UP = 34, 4
 QUICK_STEPS, QUICK_WARM_UP = 6, 2
 POLICIES: dict[str, dict[str, Any]] = {
     "corrupted": {"name": "corruptions", "set": "face", "clean_share": 0.5},

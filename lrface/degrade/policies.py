@@ -11,7 +11,8 @@ All but ``clean`` take ``clean_share``, the share of each batch that stays clean
 ``resolution`` take ``crop_padding``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,21 @@ from lrface.errors import UsageError
 from lrface.registry import Registry
 
 POLICIES: Registry[Policy] = Registry("degrade")
+
+SHARED = 1 << 20
+"""Values from which on an operation is worth being shared among threads on the CPU."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations take one thread each. On a few small images several threads mostly wait for each other, a hundred times
+    an image; on a busy machine that lasts many times as long as the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -128,13 +144,16 @@ class CorruptionPolicy(Policy):
             return hq
         degraded = hq.clone()
         size = hq.shape[-2], hq.shape[-1]
-        for number in chosen:
-            rows = (corrupted & (parameters.name == number)).nonzero().squeeze(1)
-            own = corruptions.CorruptionParameters(
-                self.names[number], self.set, size, parameters.severity[rows], parameters.seed[rows]
-            )
-            index = rows.to(hq.device)
-            degraded[index] = corruptions.apply(hq[index].contiguous(), own)
+        # Images of one corruption and severity are worked on together.
+        values = int(corrupted.sum()) * hq[0].numel() // (len(chosen) * len(set(self.severities)))
+        with one_thread() if hq.device.type == "cpu" and values < SHARED else nullcontext():
+            for number in chosen:
+                rows = (corrupted & (parameters.name == number)).nonzero().squeeze(1)
+                own = corruptions.CorruptionParameters(
+                    self.names[number], self.set, size, parameters.severity[rows], parameters.seed[rows]
+                )
+                index = rows.to(hq.device)
+                degraded[index] = corruptions.apply(hq[index].contiguous(), own)
         return degraded
 
 

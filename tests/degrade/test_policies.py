@@ -242,3 +242,25 @@ def test_policies_can_be_nested():
 def test_what_is_wrong_is_named(name, arguments, message):
     with pytest.raises(UsageError, match=message):
         build_policy(name, **arguments)
+
+
+def test_threads_are_as_before_whatever_happens(monkeypatch):
+    policy = build_policy("corruptions", set="cifar", names=CHEAP)
+    before, seen = torch.get_num_threads(), []
+    original = corruptions.apply
+
+    def watched(images, parameters):
+        seen.append(torch.get_num_threads())
+        return original(images, parameters)
+
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(corruptions, "apply", watched)
+        policy.apply(pictures(8), policy.sample(8, SIZE, seeded(0)))
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+        monkeypatch.setattr(corruptions, "apply", lambda images, parameters: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            policy.apply(pictures(8), policy.sample(8, SIZE, seeded(0)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
