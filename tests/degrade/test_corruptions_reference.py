@@ -246,5 +246,18 @@ def test_how_far_frost_is_from_the_reference() -> None:
         np.testing.assert_allclose(octaves(crops[0])[0], octaves(crops[1])[0], atol=2.5)
 
 
+@pytest.mark.parametrize("severity", [1, 5])
+def test_how_far_frosted_images_are_from_the_reference(severity: int) -> None:
+    """Other textures, so no equality: mean within 8 levels, deviation within 8 %, octaves within a factor of 1.4."""
+    draws = 40
+    np.random.seed(0)
+    theirs = np.stack([by_reference(IMAGES[0], "frost", severity) for _ in range(draws)])
+    batch = torch.from_numpy(IMAGES[0]).permute(2, 0, 1).expand(draws, -1, -1, -1)
+    ours = corrupt(batch, "frost", severity, "imagenet", seed=1).numpy().astype(np.float64)
+    assert ours.mean() == pytest.approx(theirs.mean(), abs=8)
+    assert ours.std() == pytest.approx(theirs.std(), rel=0.08)
+    np.testing.assert_allclose(octaves(ours)[0], octaves(theirs)[0], atol=0.5)
+
+
 def test_all_of_the_reference_is_covered() -> None:
     assert set(SHARED) | set(RANDOM) | {"frost"} >= set(CORRUPTIONS)

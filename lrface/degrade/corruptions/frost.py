@@ -115,7 +115,7 @@ def _draw(number: int) -> np.ndarray:
     # Tones drift slowly from channel to channel, as a sky behind the pane tints it.
     tint = _clouds(random, 1.8)
     channels = []
-    for mean, deviation, lean in zip(look.mean, look.deviation, (0.35, 0.0, -0.35), strict=True):
+    for mean, deviation, lean in zip(look.mean, look.deviation, (0.15, 0.0, -0.15), strict=True):
         tone = grey + lean * tint
         channels.append(mean + deviation * tone / tone.std())
     return np.clip(np.stack(channels, axis=2), 0, 255).round().astype(np.uint8)
