@@ -240,6 +240,8 @@ _SCALED: dict[str, Callable[[Any, float], Any]] = {
     "motion_blur": lambda constants, by: (constants[0] * by, constants[1] * by),
     "snow": _scale_snow,
     "frost": _scale_frost,
+    # Amplitude and smoothing grow with the image, their quotient does not: displacements are in pixels.
+    "elastic_transform": lambda constants, by: (*constants[:3], constants[3] * by),
     "gaussian_blur": lambda constants, by: constants * by,
     "spatter": _scale_spatter,
 }
@@ -287,8 +289,8 @@ of ImageNet-C's elastic transform), "cifar" (CIFAR-10-C), "tiny_imagenet" (Tiny-
 their published constants at any size of image, as their authors' code does.
 
 "face" is for images of any size, 112 x 112 above all: ImageNet-C's constants where they do not depend on size
-(strengths, qualities, thresholds, and what is already in parts of the image: zoom, fog, elastic, pixelate), and
-ImageNet-C's lengths in pixels times sqrt(height * width) / 224 (radii and sigmas of blurs, displacement of glass,
-size and path of snow flakes, size of frost and spatter). A corrupted face of 112 pixels looks like a corrupted
-photograph of 224 pixels seen at half its size, except that noise and JPEG blocks keep their size in pixels.
+(strengths, qualities, thresholds, and what is already in parts of the image: zoom, fog, pixelate), and ImageNet-C's
+lengths in pixels times sqrt(height * width) / 224 (radii and sigmas of blurs, displacements of glass and of the
+elastic transform, size and path of snow flakes, size of frost and spatter). A corrupted face of 112 pixels looks like
+a corrupted photograph of 224 pixels seen at half its size, except that noise and JPEG blocks keep their size in pixels.
 """
