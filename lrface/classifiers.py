@@ -332,10 +332,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def _filled(text: str, file: Path, build: Callable[[int], nn.Module]) -> nn.Module:
     """The network with the tensors of ``file``, all of them and nothing else. ``build`` takes the number of classes,
-    which the file's last tensor has."""
+    which the last tensor of such a network has in the file."""
     state = read_weights(file)
-    last = list(state.values())[-1]
-    network = build(int(last.shape[0]) if last.ndim else 1000)
+    with torch.device("meta"):
+        last = list(build(1000).state_dict())[-1]
+    network = build(int(state[last].shape[0]) if last in state and state[last].ndim else 1000)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

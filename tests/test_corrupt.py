@@ -103,9 +103,11 @@ def test_a_killed_run_goes_on_to_the_same_files(photographs, tmp_path):
         "--set",
         "imagenet-c",
         "--corruptions",
-        "glass_blur,fog",
+        "fog",
+        "--severities",
+        "1,5",
         "--batch-size",
-        "2",
+        "1",
         "--device",
         "cpu",
     ]
