@@ -215,7 +215,7 @@ class IRevNet(FaceBackbone):
     the pixels of ReLU(BatchNorm(feature map)).
 
     With ``recompute`` a training step keeps no activations of the blocks, neither forward nor through the inverse: the
-    backward pass computes them again from the feature map (or image), in about a third more time. Gradients are
+    backward pass computes them again from the feature map (or image), at the cost of a second forward pass. Gradients are
     autograd's but for rounding (1e-10 in float64), statistics of BatchNorm move once a step. In a compiled network
     (trainer.compile) the compiler decides what is kept instead.
 

@@ -1,0 +1,113 @@
+"""Memory of a training step of an i-RevNet at 224 pixels: activations computed again against autograd, which keeps them.
+
+Every tensor of a step (forward, loss, backward) is counted while it lives; those with as many rows as the batch are
+activations and their gradients, weights and the gradients of weights are left out: both ways need the same of them. The
+step runs on PyTorch's meta device, which allocates as other devices do and computes nothing, so that the figures are
+exact and the same on any machine. What convolutions need inside of their kernels is not seen.
+
+revnet_memory: the peak at depth 300, ``peer`` with autograd, ``ours`` computing again; ``growth`` is from depth 45 to
+depth 300 of each. ``inverse`` is the peak of the gradient through the frozen inverse at depth 300, stage 2 of QualNet.
+``seconds_ratio``: processor time of a step of irevnet_cifar, computing again over autograd.
+"""
+
+import statistics
+import time
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lrface.models import build_backbone
+from lrface.models.irevnet import BLOCKS, IRevNet
+
+NAMES = ("revnet_memory",)
+BATCH = 32
+LARGE = {"strides": (2, 2, 2, 2), "channels": (24, 96, 384, 1536), "down_sampling": 2}
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors of ``rows`` rows took at once, each storage once from its first use on."""
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.rows = rows
+        self.live: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.ndim == 4 and leaf.shape[0] == self.rows:
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.live:
+            return
+        self.live[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.live.pop(key)
+
+
+def peak(depth: int, recompute: bool, inverse: bool = False, size: int = 224, device: str = "meta") -> int:
+    """Bytes of a training step, or with ``inverse`` of the gradient of an image with respect to its feature map."""
+    with torch.device(device):
+        encoder = build_backbone(
+            "irevnet", blocks=BLOCKS[depth], input_size=size, recompute=recompute, **LARGE
+        )
+        assert isinstance(encoder, IRevNet)
+        encoder.train(not inverse).requires_grad_(not inverse)
+        given = torch.rand(BATCH, 3, size, size)
+        if inverse:
+            side = encoder.feature_size
+            given = torch.rand(BATCH, encoder.feature_channels, side, side, requires_grad=True)
+        with Peak(BATCH) as counted:
+            (encoder.inverse(given) if inverse else encoder(given)).square().mean().backward()
+    return counted.most
+
+
+def seconds(recompute: bool, steps: int) -> float:
+    """Processor time of a step of irevnet_cifar, the median."""
+    encoder = build_backbone("irevnet_cifar", recompute=recompute)
+    images = torch.rand(16, 3, 32, 32)
+    found = []
+    for _ in range(steps + 1):
+        started = time.process_time()
+        encoder(images).square().mean().backward()
+        found.append(time.process_time() - started)
+    return statistics.median(found[1:])
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """The row of the benchmark; ``ours`` and ``peer`` in megabytes for a batch of 32."""
+    torch.set_num_threads(1)
+    megabytes = {
+        (depth, recompute): peak(depth, recompute) / 2**20
+        for depth in (45, 300)
+        for recompute in (True, False)
+    }
+    through = {recompute: peak(300, recompute, inverse=True) / 2**20 for recompute in (True, False)}
+    steps = 1 if quick else 5
+    return [
+        {
+            "name": "revnet_memory",
+            "ours": megabytes[300, True],
+            "peer": megabytes[300, False],
+            "ratio": megabytes[300, False] / megabytes[300, True],
+            "unit": "MB",
+            "threads": 1,
+            "batch": BATCH,
+            "growth": megabytes[300, True] / megabytes[45, True],
+            "growth_peer": megabytes[300, False] / megabytes[45, False],
+            "inverse_mb": through[True],
+            "inverse_mb_peer": through[False],
+            "seconds_ratio": seconds(True, steps) / seconds(False, steps),
+        }
+    ]

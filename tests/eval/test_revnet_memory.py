@@ -1,0 +1,49 @@
+"""The counter of the bench: it sees what lives, on the meta device as on the CPU."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "eval" / "bench" / "revnet_memory.py"
+    spec = importlib.util.spec_from_file_location("revnet_memory", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.BATCH = 5
+    return module
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_counter_knows_what_is_alive(bench, device):
+    with torch.device(device), bench.Peak(5) as counted:
+        first = torch.zeros(5, 3, 2, 2)  # 240 bytes
+        second = first + 1
+        view = second[:, :1]
+        torch.zeros(4, 3, 2, 2)  # another number of rows
+        assert (counted.now, counted.most) == (480, 480)
+        del first
+        assert counted.now == 240
+        del second
+        assert counted.now == 240  # the view still holds it
+        del view
+        torch.zeros(5, 3, 2, 2)
+        assert (counted.now, counted.most) == (0, 480)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_nothing_has_to_be_computed_to_be_counted(bench, inverse):
+    found = [bench.peak(45, True, inverse, size=32, device=device) for device in ("cpu", "meta")]
+    assert found[0] == found[1] > 0
+
+
+def test_depth_costs_memory_only_where_activations_are_kept(bench):
+    shallow, deep, kept = (
+        bench.peak(depth, recompute, size=32) for depth, recompute in ((45, True), (150, True), (150, False))
+    )
+    assert deep == shallow < kept / 4
