@@ -1,7 +1,9 @@
 """From a source of faces to training batches: order, decoding, batches of uint8 tensors."""
 
 import signal
+import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -136,6 +138,24 @@ def _outlive_signals(_worker: int) -> None:
             signal.signal(getattr(signal, name), lambda *_: signal.alarm(300))
 
 
+def _from_workers(loader: "DataLoader[Any]") -> Generator[Any, None, None]:
+    """What ``loader`` gives; the death of a worker always as the RuntimeError "DataLoader worker ..." of PyTorch.
+
+    Tensors are fetched from the worker that made them: when it dies just then, what comes is an error of a socket.
+    """
+    try:
+        yield from loader
+        return
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if str(error).startswith("Caught "):  # raised by a worker that lives
+            raise
+        # The system's own notice is a moment behind, and PyTorch raises wherever it comes: let it come here.
+        with suppress(RuntimeError):
+            time.sleep(1.0)
+    # Out here the first error is gone, and with it the loader, which would raise again when any child process ends.
+    raise RuntimeError("DataLoader worker died while it handed images over")
+
+
 class _ForWorkers(Dataset[Any]):
     """Hands an error written for users over as a value: raised in a worker, it would arrive inside a traceback."""
 
@@ -194,7 +214,7 @@ def batches(
     if workers == 0:
         stream: Any = (dataset.__getitems__(indices) for indices in sampler)
     else:
-        stream = DataLoader(
+        loader = DataLoader(
             _ForWorkers(dataset),
             batch_sampler=sampler,
             num_workers=workers,
@@ -205,6 +225,7 @@ def batches(
             generator=torch.Generator().manual_seed(seed),
             worker_init_fn=_outlive_signals,
         )
+        stream = _from_workers(loader)
     for step, batch in enumerate(stream, start=first):
         if isinstance(batch, LrfaceError):
             raise batch

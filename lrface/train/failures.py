@@ -256,14 +256,20 @@ def out_of_memory_message(
 @contextmanager
 def workers_named(folder: Path) -> Iterator[None]:
     """Turn the death of a process that loads data into an LrfaceError."""
+    reason = None
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # "Caught ... in DataLoader worker" is an error that a worker raised and lived.
+        if not str(error).startswith("DataLoader worker"):
             raise
+        reason = str(error).strip()
+        # The loader goes with the frames: alive, it would raise once more when any other child process ends.
+        traceback.clear_frames(error.__traceback__)
+    if reason is not None:
         checkpoint = latest_checkpoint(folder)
         kept = f"goes on from {checkpoint}" if checkpoint else "starts this stage again"
         raise LrfaceError(
-            f"a process that loads data died ({error}); the system kills one when memory runs out: lower "
+            f"a process that loads data died ({reason}); the system kills one when memory runs out: lower "
             f"data.workers. The same command {kept}"
-        ) from None
+        )
