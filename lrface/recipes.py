@@ -402,6 +402,7 @@ def _run(
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
     with ExitStack() as stack:
+
         def prepare() -> None:
             stack.enter_context(locked(out))
             _prepare_out(recipe, out, restart, accept_changes)
