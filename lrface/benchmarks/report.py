@@ -280,7 +280,7 @@ def plot_results(curves: Mapping[str, Rows], path: str | Path, title: str | None
                 )
                 for gallery in galleries
             ]
-            series.append((native, f"{label}, by native size", ":"))
+            series.append(([*native], f"{label}, by native size", ":"))
             for points, text, line in series:
                 if not points:
                     continue
