@@ -1,4 +1,4 @@
-"""Memory of a training step of an i-RevNet at 224 pixels: activations computed again against autograd, which keeps them.
+"""Memory of a training step of an i-RevNet at 224 pixels: activations computed again, and kept as autograd does.
 
 Every tensor of a step (forward, loss, backward) is counted while it lives; those with as many rows as the batch are
 activations and their gradients, weights and the gradients of weights are left out: both ways need the same of them. The

@@ -184,7 +184,8 @@ def _vgg16_state(weights: str | None, own: Mapping[str, Tensor]) -> dict[str, Te
         if not isinstance(found, Tensor) or found.shape != value.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else "missing"
             raise LrfaceError(
-                f"{path} is not torchvision's VGG16: features.{key} must be of shape {tuple(value.shape)}; found {shape}"
+                f"{path} is not torchvision's VGG16: features.{key} must be of shape {tuple(value.shape)}; found "
+                f"{shape}"
             )
     return {key: state[f"features.{key}"] for key in own}
 

@@ -5,8 +5,8 @@ The image is rearranged and split into two halves of the channels, which go thro
 
     (x1, x2) -> (S x2, S x1 + F(x2))        and back:        x2 = S^-1 y1,   x1 = S^-1 (y2 - F(x2))
 
-with F a bottleneck (BN-ReLU-Conv3x3 three times, the first block without the first BN-ReLU, the middle two of a quarter of
-the channels) and S the rearrangement of 2x2 pixels into channels where the stride is 2, else nothing. F is never
+with F a bottleneck (BN-ReLU-Conv3x3 three times, the first block without the first BN-ReLU, a quarter of the channels
+inside) and S the rearrangement of 2x2 pixels into channels where the stride is 2, else nothing. F is never
 inverted, so it may be anything; three convolutions a block give the networks their names.
 
 Networks by name:
@@ -215,9 +215,9 @@ class IRevNet(FaceBackbone):
     the pixels of ReLU(BatchNorm(feature map)).
 
     With ``recompute`` a training step keeps no activations of the blocks, neither forward nor through the inverse: the
-    backward pass computes them again from the feature map (or image), at the cost of a second forward pass. Gradients are
-    autograd's but for rounding (1e-10 in float64), statistics of BatchNorm move once a step. In a compiled network
-    (trainer.compile) the compiler decides what is kept instead.
+    backward pass computes them again from the feature map (or image), at the cost of a second forward pass. Gradients
+    are autograd's but for rounding (1e-10 of their length in float64), statistics of BatchNorm move once a step. In a
+    compiled network (trainer.compile) the compiler decides what is kept instead.
 
     Args:
         blocks: how many of each stage, at least 1.
@@ -253,7 +253,7 @@ class IRevNet(FaceBackbone):
         self.recompute = recompute
         half = channels[0] // strides[0] ** 2
         image = 3 * down_sampling**2
-        self.half = half
+        self.half_channels = half
         self.shares = -(-image // 2), image // 2
         self.normalise = NormaliseInput()
         layers: list[nn.Module] = []
@@ -286,7 +286,7 @@ class IRevNet(FaceBackbone):
         if self.down_sampling > 1:
             x = F.pixel_unshuffle(x, self.down_sampling)
         halves = x.split(self.shares, dim=1)
-        padded = (F.pad(part, (0, 0, 0, 0, 0, self.half - part.shape[1])) for part in halves)
+        padded = (F.pad(part, (0, 0, 0, 0, 0, self.half_channels - part.shape[1])) for part in halves)
         return torch.cat(self._blocks(False, *padded), dim=1)
 
     def embed(self, feature_map: Tensor) -> Tensor:
@@ -388,6 +388,9 @@ class IRevNetInverse(nn.Module):
     ResNet of 32 pixels ends at 4 x 4, irevnet_cifar at 8 x 8), it gives 4 times the channels, whose groups of four
     become 2 x 2 pixels; the papers' networks all end at 7 x 7. The i-RevNet stays in eval mode and its
     parameters take no gradient, whatever is set on the decoder as a whole.
+
+    A fresh convolution gives maps of no image: most of what the inverse makes of them is outside [0, 1], where a
+    clipped loss has no gradient. The pictures come slowly at first.
 
     Args:
         in_channels, in_size: of the classifier's feature map.

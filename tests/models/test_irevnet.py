@@ -11,6 +11,7 @@ from lrface.errors import UsageError
 from lrface.models import BACKBONES, build_backbone, build_decoder, build_decoder_for
 from lrface.models.blocks import batchnorm_eval, parameter_count
 from lrface.models.irevnet import BLOCKS, IRevNet, ReversibleBlock
+from lrface.models.memory import recompute_activations
 
 BIJECTIVE = dict(blocks=[2, 2, 1], strides=[2, 1, 2], channels=[24, 24, 96], down_sampling=2, input_size=32)
 PADDED = dict(blocks=[2, 1, 2], strides=[1, 2, 2], channels=[4, 16, 64], input_size=16)
@@ -327,6 +328,28 @@ def test_channels_last():
     plain = gradients(network(**BIJECTIVE).double(), x)
     encoder = network(**BIJECTIVE).double().to(memory_format=torch.channels_last)
     assert distance(gradients(encoder, x.to(memory_format=torch.channels_last)), plain) < 1e-10
+
+
+@pytest.mark.slow
+def test_compiled():
+    """The compiler takes the place of the recomputation, in one graph."""
+    x = images(BIJECTIVE, dtype=torch.float64)
+    encoder = network(**BIJECTIVE).double()
+    expected = gradients(network(**BIJECTIVE).double(), x)
+    encoder.forward = torch.compile(encoder.forward, backend="aot_eager", fullgraph=True)
+    assert distance(gradients(encoder, x), expected) < 1e-10
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_with_activation_checkpoints(recompute):
+    """trainer.checkpoint_activations: nothing is left to save where the network computes again itself."""
+    x = images(BIJECTIVE, dtype=torch.float64)
+    encoder = network(**BIJECTIVE, recompute=recompute).double()
+    plain = copy.deepcopy(encoder)
+    recompute_activations(encoder)
+    assert distance(gradients(encoder, x), gradients(plain, x)) < 1e-10
+    buffers = dict(plain.named_buffers())
+    assert all(torch.equal(value, buffers[key]) for key, value in encoder.named_buffers())
 
 
 @pytest.mark.parametrize(
