@@ -136,6 +136,25 @@ def test_a_run_that_was_stopped_between_the_stages_comes_to_the_same_bits(
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
+@pytest.mark.parametrize(
+    "quality", ["l2", "likelihood", {"name": "adversarial", "width": 4, "depth": 2}], ids=str
+)
+def test_other_quality_losses_in_training_and_after_a_stop(quality, data, tmp_path):
+    """Their own networks and optimisers, too, go on where they were."""
+    recipe = tiny()
+    recipe.stages[1].method.arguments["quality"] = quality
+    run(copy.deepcopy(recipe), data, tmp_path / "whole")
+    half = copy.deepcopy(recipe)
+    half.stages[1].steps = 1
+    run(half, data, tmp_path / "stopped")
+    recipe.out = str(tmp_path / "stopped")
+    run_recipe(recipe, data=data, show_progress=False, accept_changes=True)
+    whole, stopped = last(tmp_path / "whole", "2-quality"), last(tmp_path / "stopped", "2-quality")
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+    assert any(key.startswith("quality_loss.") for key in whole) is (quality != "l2")
+
+
 def test_an_inverse_from_a_model_on_disk(finished, data, tmp_path):
     """One i-RevNet for many classifiers: no further training of it is needed (paper 000, appendix A)."""
     stage = {

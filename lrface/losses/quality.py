@@ -5,6 +5,7 @@
     likelihood   negative log-likelihood of the clean image under a Gaussian a pixel, whose mean and standard deviation
                  two convolutions behind the decoder give (Kingma and Welling, ICLR 2014)
     perceptual   mean squared difference of VGG16's features (Johnson et al., ECCV 2016)
+    adversarial  what a discriminator, trained along, takes for a reconstruction (Goodfellow et al., NIPS 2014)
 
 Each is a module called with the reconstruction, the clean image and whether to clip the reconstruction first.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrface.errors import LrfaceError, UsageError
 from lrface.registry import Registry
@@ -57,7 +59,17 @@ def quality_loss(reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tenso
 
 
 class QualityLoss(nn.Module):
-    """``loss(reconstruction, hq, clip)``: scalar, at least float32; arguments as of :func:`quality_loss`."""
+    """``loss(reconstruction, hq, clip)``: scalar, at least float32; arguments as of :func:`quality_loss`.
+
+    Attributes:
+        learns: whether the loss has a network of its own to teach: ``learn(reconstruction, hq, clip)`` is then called
+            once before each step.
+    """
+
+    learns = False
+
+    def learn(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> None:
+        """Nothing to learn."""
 
     def forward(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define forward()")
@@ -190,11 +202,97 @@ def _vgg16_state(weights: str | None, own: Mapping[str, Tensor]) -> dict[str, Te
     return {key: state[f"features.{key}"] for key in own}
 
 
+class Adversarial(QualityLoss):
+    """Mean of -log D(reconstruction), D the probability of a clean image (Goodfellow et al., section 3).
+
+    Paper 000 says no more than that there is a discriminator. This one judges patches: ``depth`` convolutions of 4x4
+    pixels and stride 2 with LeakyReLU, of width, 2 width, 4 width ... channels, then one logit a pixel. It learns by a
+    step of Adam (betas 0.5 and 0.999) before each step of the classifier to tell clean images from reconstructions, which
+    are drawn for it in eval mode. Its weights are no parameters of the main optimiser; they and Adam's moments are part
+    of the state that is stored. On several ranks its gradients are averaged.
+
+    Args:
+        width, depth: of the discriminator.
+        learning_rate: its own.
+
+    Raises:
+        UsageError: a value out of range, or images smaller than the discriminator's patches.
+    """
+
+    learns = True
+    steps: Tensor
+
+    def __init__(self, width: int = 64, depth: int = 3, learning_rate: float = 2e-4):
+        super().__init__()
+        for name, value in (("width", width), ("depth", depth)):
+            if value < 1:
+                raise UsageError(f"quality.{name} must be at least 1; found {value}")
+        if not 0 < learning_rate < math.inf:
+            raise UsageError(f"quality.learning_rate must be above 0; found {learning_rate}")
+        self.depth = depth
+        self.learning_rate = learning_rate
+        layers: list[nn.Module] = []
+        channels = 3
+        for level in range(depth):
+            layers += [nn.Conv2d(channels, width * 2**level, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+            channels = width * 2**level
+        self.discriminator = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, 1, 1)).requires_grad_(False)
+        self.register_buffer("steps", torch.zeros(()))
+        for number, weight in enumerate(self.discriminator.parameters()):
+            self.register_buffer(f"first_{number}", torch.zeros_like(weight))
+            self.register_buffer(f"second_{number}", torch.zeros_like(weight))
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if min(images.shape[-2:]) < 2**self.depth:
+            raise UsageError(
+                f"quality.depth {self.depth} needs images of at least {2**self.depth} pixels; found "
+                f"{images.shape[-2]} x {images.shape[-1]}"
+            )
+        logits = self.discriminator(images * 2.0 - 1.0)
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def forward(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> Tensor:
+        reconstruction, _ = _pair(reconstruction, hq, clip)
+        return F.softplus(-self._logits(reconstruction)).mean()
+
+    def learn(self, reconstruction: Tensor, hq: Tensor, clip: bool = True) -> None:
+        """A step of the discriminator's own optimiser on -log D(hq) - log(1 - D(reconstruction))."""
+        reconstruction, hq = _pair(reconstruction.detach(), hq, clip)
+        weights = list(self.discriminator.parameters())
+        with torch.enable_grad():
+            self.discriminator.requires_grad_(True)
+            loss = F.softplus(-self._logits(hq)).mean() + F.softplus(self._logits(reconstruction)).mean()
+            gradients = torch.autograd.grad(loss, weights)
+            self.discriminator.requires_grad_(False)
+        with torch.no_grad():
+            self.steps += 1
+            for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+                self._step(weight, _averaged(gradient), number)
+
+    def _step(self, weight: Tensor, gradient: Tensor, number: int) -> None:
+        """Adam (Kingma and Ba, ICLR 2015, Algorithm 1). Its moments are buffers, so that a run resumes exactly."""
+        first, second = self.get_buffer(f"first_{number}"), self.get_buffer(f"second_{number}")
+        first.lerp_(gradient, 0.5)
+        second.lerp_(gradient.square(), 0.001)
+        unbiased = (second / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)
+        weight.sub_(self.learning_rate * first / (1 - 0.5**self.steps) / unbiased)
+
+
+def _averaged(gradient: Tensor) -> Tensor:
+    """The mean over the ranks of a run."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(gradient)
+        gradient /= distributed.get_world_size()
+    return gradient
+
+
 QUALITY: Registry[QualityLoss] = Registry("quality")
 QUALITY.register("l1", L1)
 QUALITY.register("l2", L2)
 QUALITY.register("likelihood", Likelihood)
 QUALITY.register("perceptual", Perceptual)
+QUALITY.register("adversarial", Adversarial)
 
 
 def build_quality(quality: Any) -> QualityLoss:

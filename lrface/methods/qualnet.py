@@ -83,7 +83,13 @@ class QualNet(Method):
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return degrade_batch(batch, self.policy)
+        ready = degrade_batch(batch, self.policy)
+        if self.training and self.quality_loss.learns:
+            self.eval()  # what BatchNorm counts, it counts in the step itself
+            drawn = self.decoder(self.encoder.features(ready["image"]))
+            self.train()
+            self.quality_loss.learn(drawn, ready["hq"], self.clip)
+        return ready
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         feature_map = self.encoder.features(batch["image"])

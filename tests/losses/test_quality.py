@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 
@@ -222,3 +223,57 @@ def test_other_files_than_vgg16(tmp_path):
 def test_unknown_losses(quality, message):
     with pytest.raises(UsageError, match=message):
         build_quality(quality)
+
+
+def discriminator_and_images():
+    torch.manual_seed(0)
+    loss = build_quality({"name": "adversarial", "width": 4, "depth": 2, "learning_rate": 0.01})
+    return loss.double(), images(0, -0.5, 1.5).double(), images(1).double()
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_adversarial_loss_is_what_the_discriminator_misses(clip):
+    loss, reconstruction, hq = discriminator_and_images()
+    seen = reconstruction.clamp(0, 1) if clip else reconstruction
+    with torch.no_grad():
+        probability = torch.sigmoid(loss.discriminator(2 * seen - 1))
+    assert probability.shape == (2, 1, 1, 1)
+    assert loss(reconstruction, hq, clip).item() == pytest.approx(-probability.log().mean().item())
+    reconstruction.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, hq, clip), (reconstruction,))
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_the_discriminator_learns_by_adam():
+    loss, reconstruction, hq = discriminator_and_images()
+    other = copy.deepcopy(loss.discriminator).requires_grad_(True)
+    adam = torch.optim.Adam(other.parameters(), lr=0.01, betas=(0.5, 0.999))
+    before = loss(reconstruction, hq).item()
+    for _ in range(4):
+        real, drawn = (torch.sigmoid(other(2 * x - 1)) for x in (hq, reconstruction.clamp(0, 1)))
+        adam.zero_grad()
+        (-real.log().mean() - (1 - drawn).log().mean()).backward()
+        adam.step()
+        loss.learn(reconstruction, hq)
+    for mine, wanted in zip(loss.discriminator.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7)
+    assert loss(reconstruction, hq).item() > before  # it tells them apart better now
+
+
+def test_the_state_of_the_discriminator_resumes_exactly():
+    loss, reconstruction, hq = discriminator_and_images()
+    loss.learn(reconstruction, hq)
+    resumed = build_quality({"name": "adversarial", "width": 4, "depth": 2, "learning_rate": 0.01}).double()
+    resumed.load_state_dict(loss.state_dict())
+    for each in (loss, resumed):
+        each.learn(reconstruction, hq)
+    state = resumed.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loss.state_dict().items())
+
+
+def test_images_smaller_than_a_patch():
+    loss = build_quality({"name": "adversarial", "width": 4, "depth": 3})
+    with pytest.raises(UsageError, match="quality.depth 3 needs images of at least 8 pixels; found 4 x 4"):
+        loss(images(0), images(1))
+    with pytest.raises(UsageError, match="quality.learning_rate must be above 0"):
+        build_quality({"name": "adversarial", "learning_rate": 0.0})

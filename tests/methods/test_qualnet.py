@@ -118,3 +118,21 @@ def test_other_quality_losses_take_its_place(quality):
 def test_an_unknown_quality_loss():
     with pytest.raises(UsageError, match="unknown quality 'l3'"):
         qualnet(quality="l3")
+
+
+def test_an_adversary_learns_before_each_step_and_is_stored_with_the_method():
+    method = qualnet(quality={"name": "adversarial", "width": 4, "depth": 2}).train()
+    adversary = method.quality_loss
+    held = {id(parameter) for group in method.param_groups() for parameter in group["params"]}
+    assert not any(id(parameter) in held for parameter in adversary.parameters())
+    before = copy.deepcopy(method.state_dict())
+    ready = method.prepare(batch())
+    moved = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved and all(key.startswith("quality_loss.") for key in moved)  # BatchNorm counted nothing
+    assert method.training and not method.decoder.network.training
+    method(ready).loss.backward()
+    assert method.encoder.stem[0].weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in adversary.parameters())
+    after = copy.deepcopy(adversary.state_dict())
+    method.eval().prepare(batch())  # looking teaches nothing
+    assert all(torch.equal(value, after[key]) for key, value in adversary.state_dict().items())
