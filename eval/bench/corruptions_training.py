@@ -28,6 +28,7 @@ from lrface.data.dataset import FaceDataset
 from lrface.data.source import open_source
 from lrface.data.synthetic import SyntheticFaces
 from lrface.degrade import corruptions
+from lrface.degrade.policies import one_thread
 from lrface.recipes import build_method, build_trainer, image_stream, stage_settings
 from lrface.train.step import TrainingStep
 from lrface.train.trainer import Stage
@@ -113,7 +114,7 @@ class _Timed:
 
 
 def cost_of_each(repeats: int = 5) -> dict[str, float]:
-    """Milliseconds of processor time for one face of 112 pixels, the mean over severities."""
+    """Milliseconds of processor time for one face of 112 pixels by one thread, the mean over severities."""
     size = 112
     image = torch.rand(1, 3, size, size)
     found = {}
@@ -144,7 +145,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         for number in range(steps):
             for training in both if number % 2 else reversed(both):
                 training.step()
-        costs = cost_of_each(1 if quick else 5)
+        with one_thread():
+            costs = cost_of_each(1 if quick else 5)
 
     def speed(training: Training) -> float:
         return BATCH_SIZE * (steps - warm_up) / sum(training.wall[warm_up:])
