@@ -280,3 +280,13 @@ def test_the_shipped_recipe():
         "cifar10/qualnet", ["decoder.network.blocks=[1, 1, 1]"]
     )  # said once, for both stages
     assert smaller.stages[0].backbone.arguments["blocks"] == [1, 1, 1]
+
+
+def test_the_shipped_recipe_of_the_starred_version():
+    recipe = load_recipe("cifar10/qualnet_finetuned")
+    methods = [build_method(recipe, stage, 10) for stage in recipe.stages]
+    check_loads(recipe, methods)
+    assert [type(method).__name__ for method in methods] == ["Classify", "QualNet", "QualNet"]
+    shares = [getattr(method.policy, "clean_share", None) for method in methods]
+    assert shares == [None, None, 0.5]  # the first two see clean images only
+    assert recipe.stages[1].load == [LOAD] and recipe.stages[2].load == ["encoder", "head", "decoder"]
