@@ -14,13 +14,13 @@ The last is what papers on CIFAR-10-C (paper 003, AdA) call mCE, without AlexNet
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrface.benchmarks import imagenet_lists
 from lrface.degrade.corruptions import CORRUPTIONS, GROUPS, HELD_OUT, MNIST_SEVERITY
 from lrface.errors import LrfaceError, UsageError
 
@@ -111,18 +111,12 @@ def group_of(corruption: str) -> str:
 
 
 @cache
-def _listed(name: str) -> tuple[str, ...]:
-    text = resources.files("lrface.benchmarks").joinpath("imagenet", name).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    return tuple(" ".join(lines).split())
-
-
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 WordNet identifiers of ILSVRC 2012 in the order of the outputs of networks trained on it."""
-    return _listed("imagenet1k.txt")
+    return tuple(imagenet_lists.CLASSES.split())
 
 
-CLASS_LISTS = ("imagenet100", "imagenet200")
+CLASS_LISTS = {"imagenet100": imagenet_lists.IMAGENET_100, "imagenet200": imagenet_lists.IMAGENET_200}
 
 
 def class_subset(text: str) -> tuple[str, ...]:
@@ -135,11 +129,11 @@ def class_subset(text: str) -> tuple[str, ...]:
         UsageError: neither a list nor a file, or a file without names.
     """
     if text in CLASS_LISTS:
-        return _listed(f"{text}.txt")
-    return _names_in(Path(text), "--classes", CLASS_LISTS)
+        return tuple(CLASS_LISTS[text].split())
+    return _names_in(Path(text), "--classes", tuple(CLASS_LISTS))
 
 
-IMAGE_LISTS = ("robustbench5000",)
+IMAGE_LISTS = {"robustbench5000": imagenet_lists.ROBUSTBENCH_5000}
 
 
 def image_subset(text: str) -> Callable[[str], bool]:
@@ -152,9 +146,9 @@ def image_subset(text: str) -> Callable[[str], bool]:
         UsageError: neither a list nor a file, or a file without names.
     """
     if text in IMAGE_LISTS:
-        wanted = {f"ILSVRC2012_val_{int(number):08d}" for number in _listed(f"{text}.txt")}
+        wanted = {f"ILSVRC2012_val_{int(number):08d}" for number in IMAGE_LISTS[text].split()}
     else:
-        names = _names_in(Path(text), "--subset", IMAGE_LISTS)
+        names = _names_in(Path(text), "--subset", tuple(IMAGE_LISTS))
         wanted = {str(Path(name).with_suffix("")) for name in names}
 
     def chosen(name: str) -> bool:
