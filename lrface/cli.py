@@ -159,7 +159,9 @@ def train(
     ] = False,
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", help="Only run a batch again that failed, saved in OUT/stages/STAGE/failed."),
+        typer.Option(
+            "--replay", help="Only run a batch again that failed, saved in OUT/stages/STAGE/failed."
+        ),
     ] = None,
     json_output: Json = False,
 ) -> None:
@@ -291,7 +293,9 @@ def runs(
             if plot is not None:
                 raise UsageError("--plot belongs to lrface runs compare RUN RUN...")
             reports = [report for place in places for report in list_runs(place)]
-            print_json({"runs": [r.to_dict() for r in reports]}) if json_output else print(runs_table(reports))
+            print_json({"runs": [r.to_dict() for r in reports]}) if json_output else print(
+                runs_table(reports)
+            )
             return
         comparison = compare_runs(places[1:])
         if plot is not None:
@@ -572,7 +576,9 @@ def verify(
         )
         if plot is not None:
             short = short_names(model)
-            plot_results({short[path]: [row for row in run.rows if row["model"] == path] for path in model}, plot)
+            plot_results(
+                {short[path]: [row for row in run.rows if row["model"] == path] for path in model}, plot
+            )
             say(f"plot: {plot}")
         _write_report(run, report)
         if json_output:

@@ -87,7 +87,9 @@ def replay_failed(
     content = load_failed(path)
     stage = next((stage for stage in recipe.stages if stage.name == content["stage"]), None)
     if stage is None:
-        raise LrfaceError(f"{path} is of stage {content['stage']!r}, which recipe {recipe.name} does not have")
+        raise LrfaceError(
+            f"{path} is of stage {content['stage']!r}, which recipe {recipe.name} does not have"
+        )
     source, name = build_source(recipe, data)
     source, _ = training_faces(recipe, source, name, say)
     method = build_method(recipe, stage, len(source.identities))

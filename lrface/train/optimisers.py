@@ -131,7 +131,9 @@ def build_optimiser(settings: Optimiser, groups: list[dict[str, Any]], fused: bo
         "fused": fused,
     }
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, **common)
+        return torch.optim.AdamW(
+            groups, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, **common
+        )
     return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
 
 
