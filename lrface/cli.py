@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -31,12 +32,17 @@ def errors_for_users() -> Iterator[None]:
     """Print what went wrong without a traceback; exit 1 for a failed job, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         yield
+        return
     except LrfaceError as error:
         say(f"error: {error}")
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
+        code = error.exit_code
+    except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
-        raise typer.Exit(130) from error
+        code = 130
+    # What the error's frames held goes now: freeing a network that was being trained when the interpreter ends crashes
+    # PyTorch 2.11.
+    gc.collect()
+    raise typer.Exit(code)
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrface.degrade.corruptions.draws import Draws
-from lrface.degrade.corruptions.filters import blur_linearly, blur_separably, correlate, gaussian_matrix
+from lrface.degrade.corruptions.filters import blur_separably, correlate, gaussian_matrix
 
 
 def gaussian_blur(levels: Tensor, sigma: float, draws: Draws) -> Tensor:
@@ -33,10 +33,6 @@ def disk_kernel(radius: float, sigma: float, device: torch.device) -> Tensor:
 
 def defocus_blur(levels: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
     """The image of a disk: each point spreads evenly over it."""
-    return blur_linearly(levels, _spread_over_disk, tuple(constants))
-
-
-def _spread_over_disk(levels: Tensor, constants: tuple[float, float]) -> Tensor:
     kernel = disk_kernel(*constants, levels.device)
     middle = len(kernel) // 2
     return correlate(levels, kernel, (middle, middle), "mirror")
@@ -111,10 +107,6 @@ def _zoom_grids(height: int, width: int, factors: Sequence[float], device: torch
 
 def zoom_blur(levels: Tensor, factors: Sequence[float], draws: Draws) -> Tensor:
     """The mean of the image and of its magnified copies."""
-    return blur_linearly(levels, _mean_of_magnified, tuple(factors))
-
-
-def _mean_of_magnified(levels: Tensor, factors: Sequence[float]) -> Tensor:
     count, channels, height, width = levels.shape
     # All images share each grid: as channels of a few large images they share the work on it.
     groups = next(k for k in (2, 1) if count % k == 0) if levels.device.type == "cpu" else 1

@@ -1,10 +1,8 @@
 """Filters shared by the corruptions: separable blurs as matrix products, other kernels through Fourier transforms."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,34 +165,3 @@ def correlate(images: Tensor, kernel: Tensor, anchor: tuple[int, int], border: s
     filtered = torch.fft.rfft2(kernel, s=size).conj()
     spectrum *= filtered if kernel.dim() == 2 else filtered[:, None]
     return torch.fft.irfft2(spectrum, s=size)[..., :height, :width]
-
-
-SMALL = 32 * 32
-"""Images of at most so many pixels are blurred by one matrix product."""
-
-
-@lru_cache(maxsize=32)
-def _blur_filter(
-    blur: Callable[[Tensor, Any], Tensor], constants: Any, height: int, width: int, device: torch.device
-) -> AxisFilter:
-    pixels = height * width
-    points = torch.eye(pixels, device=device).view(pixels, 1, height, width)
-    matrix = blur(points, constants).reshape(pixels, pixels).T
-    # What transforms leave where nothing should be would fill the matrix.
-    return axis_filter(torch.where(matrix.abs() < 1e-6, 0.0, matrix), device)
-
-
-def blur_linearly(levels: Tensor, blur: Callable[[Tensor, Any], Tensor], constants: Any) -> Tensor:
-    """``blur(levels, constants)`` of a blur that treats all images and channels alike; of small images by its matrix,
-    which is made once: for these it is faster than transforms and grids.
-
-    Args:
-        levels: float32 [n, c, h, w].
-        blur: a linear function of the module, [n, c, h, w] -> the same.
-        constants: its second argument, hashable.
-    """
-    height, width = levels.shape[-2:]
-    if height * width > SMALL or levels.dtype != torch.float32:
-        return blur(levels, constants)
-    whole = _blur_filter(blur, constants, height, width, levels.device)
-    return whole.across(levels.reshape(-1, height * width)).view(levels.shape)
