@@ -43,6 +43,7 @@ from lrface.degrade import corruptions
 from lrface.files import write_json
 from lrface.progress import progress
 from lrface.train.checkpoint import load_model
+from lrface.train.record import lrface_commit
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RECIPE = "cifar10/clean"
@@ -161,17 +162,6 @@ def wrong(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) ->
     return torch.cat(found).numpy()
 
 
-def git_commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -250,7 +240,7 @@ def main() -> None:
             "table": "CIFAR-10-C errors (%) of one network, corrupted by lrface and by imagecorruptions",
             "command": f"python eval/cifar10c_agreement.py --images {count} --seed {arguments.seed}"
             + (f" --epochs {arguments.epochs:g}" if arguments.epochs is not None else ""),
-            "commit": git_commit(),
+            "commit": lrface_commit(),
             "config_sha256": {RECIPE: summary["recipe_sha256"]},
             "checkpoint_sha256": {f"{RECIPE}:{arguments.seed}": card["weights_sha256"]},
             "recipe": card["recipe"],

@@ -28,6 +28,7 @@ from lrface.data.packed import INDEX_NAME, shard_name, write_index, write_shard
 from lrface.data.synthetic import SyntheticFaces
 from lrface.files import read_json, write_json
 from lrface.progress import progress
+from lrface.train.record import lrface_commit
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale_million.json"
 IMAGES_PER_IDENTITY = 10
@@ -201,17 +202,10 @@ def main() -> None:
         return
     opened = json.loads(subprocess.check_output([sys.executable, "-c", OPEN, str(root)]))
     trained = train(root, arguments.steps, arguments.work)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-        check=False,
-    )
     result = {
         "table": "One million procedural faces: packed, opened, trained on",
         "command": f"python eval/scale_million.py --images {arguments.images} --steps {arguments.steps}",
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": lrface_commit(),
         "data": {
             "drawn_faces": arguments.images // IMAGES_PER_IDENTITY,
             "shards": len(read_json(root / INDEX_NAME, "index")["shards"]),

@@ -28,6 +28,7 @@ from lrface.benchmarks.published import NAMES, TABLE_4
 from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
 from lrface.files import write_json, write_text
 from lrface.train.checkpoint import load_model
+from lrface.train.record import lrface_commit
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = (112, 56, 28, 14)
@@ -175,17 +176,6 @@ def ablation_markdown(rows: list[dict[str, Any]], descriptions: dict[str, str]) 
     return "\n".join(lines) + "\n"
 
 
-def git_commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -237,7 +227,7 @@ def main() -> None:
                 + ("--ablation " if arguments.ablation else "")
                 + "--plan "
                 + " ".join(plan),
-                "commit": git_commit(),
+                "commit": lrface_commit(),
                 "config_sha256": {row["recipe"]: row["recipe_sha256"] for row in rows},
                 "checkpoint_sha256": {
                     f"{row['recipe']}:{row['seed']}": row["checkpoint_sha256"] for row in rows

@@ -56,7 +56,8 @@ class VerificationRun:
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints; ``face_c`` only where faces were corrupted."""
         found = {"results": self.rows, "resolution_areas": self.areas, "comparisons": self.comparisons}
-        return {**found, "face_c": self.face_c} if self.face_c else found
+        face_c = self.face_c
+        return {**found, "face_c": face_c} if face_c else found
 
     def page(
         self,
@@ -91,9 +92,8 @@ def feature_stores(
 
     def store(condition: Condition) -> FeatureStore:
         described = asdict(condition)
-        if (
-            condition.corruption is None
-        ):  # as it was before there were corruptions: features kept then still count
+        if condition.corruption is None:
+            # As it was before there were corruptions: features kept then still count.
             del described["corruption"], described["severity"]
         else:
             described["code"] = corruptions_hash()

@@ -189,6 +189,11 @@ def _native(name: str, evaluations: Mapping[str, Evaluation]) -> str:
     )
 
 
+def _condition(evaluation: Evaluation, size: int) -> Condition:
+    """Under which the images were at this size, without other losses."""
+    return Condition() if size == evaluation.benchmark.size else Condition(size=size)
+
+
 def _size_ticks(axes: Any, sizes: Sequence[int]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -280,6 +285,14 @@ def _histograms(name: str, evaluation: Evaluation) -> str:
     return "".join(parts)
 
 
+def heat_cell(share: float, text: str) -> str:
+    """A cell of a heat map: from orange (``share`` 0) over white to blue (1), light enough for dark text."""
+    warm, cold, white = np.array([244, 170, 120]), np.array([130, 178, 225]), np.array([252, 252, 252])
+    end, strength = (cold, 2 * share - 1) if share > 0.5 else (warm, 1 - 2 * share)
+    red, green, blue = (round(float(part)) for part in white + (end - white) * strength)
+    return f'<td style="background:rgb({red},{green},{blue})">{text}</td>'
+
+
 def _heat(evaluation: Evaluation) -> str:
     cells = {
         (row["gallery_size"], row["probe_size"]): row["accuracy"]
@@ -297,15 +310,7 @@ def _heat(evaluation: Evaluation) -> str:
         if value is None:
             return "<td></td>"
         share = 1.0 if high == low else (value - low) / (high - low)
-        # From orange over white to blue, light enough for dark text.
-        warm, cold, white = np.array([244, 170, 120]), np.array([130, 178, 225]), np.array([252, 252, 252])
-        mixed = (
-            white + (cold - white) * (2 * share - 1)
-            if share > 0.5
-            else white + (warm - white) * (1 - 2 * share)
-        )
-        red, green, blue = (round(float(part)) for part in mixed)
-        return f'<td style="background:rgb({red},{green},{blue})">{value:.2f}</td>'
+        return heat_cell(share, f"{value:.2f}")
 
     head = "".join(f"<th>{probe}</th>" for probe in probes)
     body = "".join(
@@ -345,11 +350,7 @@ def _worst(evaluation: Evaluation) -> str:
     cards = []
     for index, pair, _ in worst_errors(evaluation):
         row = evaluation.rows[index]
-        condition = (
-            Condition()
-            if row["probe_size"] == evaluation.benchmark.size
-            else Condition(size=row["probe_size"])
-        )
+        condition = _condition(evaluation, row["probe_size"])
         benchmark = evaluation.benchmark
         faces = [_face(evaluation, int(side[pair]), condition) for side in (benchmark.left, benchmark.right)]
         _, encoded = cv2.imencode(".jpg", np.hstack(faces)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
@@ -374,9 +375,8 @@ def _scatter(name: str, evaluation: Evaluation) -> str:
     rows = [row for row in rows if size_name(row) != "native"]
     if len(rows) < 2:
         return ""
-    full = evaluation.benchmark.size
     largest, smallest = rows[0]["probe_size"], rows[-1]["probe_size"]
-    conditions = [Condition() if size == full else Condition(size=size) for size in (largest, smallest)]
+    conditions = [_condition(evaluation, size) for size in (largest, smallest)]
     chosen = np.random.default_rng(0).permutation(len(evaluation.benchmark.images))[:SCATTER_IMAGES]
     if len(chosen) < 10:
         return ""
@@ -434,8 +434,7 @@ def _rejection_by(
     figure, axes = new_axes("share of pairs refused (%)", "error (%)", title)
     for number, index in enumerate(_same_size(evaluation)):
         row = evaluation.rows[index]
-        size = row["probe_size"]
-        known = values[Condition() if size == evaluation.benchmark.size else Condition(size=size)]
+        known = values[_condition(evaluation, row["probe_size"])]
         quality = np.minimum(known[evaluation.benchmark.left], known[evaluation.benchmark.right])
         shares, errors = error_against_refusal(~evaluation.right[index], quality)
         axes.plot(

@@ -13,6 +13,7 @@ from lrface.benchmarks.page import (
     document,
     escape,
     figure_html,
+    heat_cell,
     how_measured,
     new_axes,
     restart_figures,
@@ -168,15 +169,7 @@ def _heat(result: Mapping[str, Any], severities: Sequence[int], ends: tuple[floa
 
     def cell(value: float) -> str:
         share = 0.5 if high == low else (value - low) / (high - low)
-        # From blue (few errors) over white to orange, light enough for dark text.
-        cold, warm, white = np.array([130, 178, 225]), np.array([244, 170, 120]), np.array([252, 252, 252])
-        mixed = (
-            white + (warm - white) * (2 * share - 1)
-            if share > 0.5
-            else white + (cold - white) * (1 - 2 * share)
-        )
-        red, green, blue = (round(float(part)) for part in mixed)
-        return f'<td style="background:rgb({red},{green},{blue})">{value:.1f}</td>'
+        return heat_cell(1 - share, f"{value:.1f}")  # few errors are blue
 
     head = "".join(f"<th>{level}</th>" for level in severities)
     body = "".join(

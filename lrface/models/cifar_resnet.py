@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lrface.errors import UsageError
 from lrface.models.blocks import FaceBackbone, NormaliseInput, initialise
-from lrface.models.iresnet import NarrowShortcut
+from lrface.models.iresnet import shortcut
 
 
 class BasicBlock(nn.Module):
@@ -21,12 +21,7 @@ class BasicBlock(nn.Module):
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            convolution = nn.Conv2d if inputs >= 16 else NarrowShortcut
-            self.shortcut = nn.Sequential(
-                convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.shortcut = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.residual(x) + self.shortcut(x), inplace=True)

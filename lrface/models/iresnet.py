@@ -45,6 +45,14 @@ class NarrowShortcut(nn.Conv2d):
         return F.conv2d(x[:, :, ::down, ::across], self.weight)
 
 
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Past a residual block: nothing, or a 1x1 convolution and BatchNorm where the shape changes."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    convolution = nn.Conv2d if inputs >= 16 else NarrowShortcut
+    return nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
 class ImprovedResidual(nn.Module):
     """BN-Conv3x3-BN-PReLU-Conv3x3(stride)-BN plus shortcut (1x1 convolution and BN where the shape changes)."""
 
@@ -60,12 +68,7 @@ class ImprovedResidual(nn.Module):
         )
         if squeeze:
             self.residual.append(SqueezeExcitation(outputs))
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            convolution = nn.Conv2d if inputs >= 16 else NarrowShortcut
-            self.shortcut = nn.Sequential(
-                convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.shortcut = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.residual(x) + self.shortcut(x)

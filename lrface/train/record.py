@@ -67,6 +67,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def lrface_commit() -> str:
+    """The commit of lrface itself, abbreviated, as result files name it; "unknown" where it is no checkout."""
+    state = git_state(Path(lrface.__file__).parent)
+    return "unknown" if state is None else str(state["commit"])[:7]
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
