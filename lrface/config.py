@@ -122,8 +122,9 @@ class Schedule:
 class Stage:
     """One stage: a method, what it sees, for how long, and what it takes from the stage before.
 
-    load: parts copied from the stage before: encoder, head, decoder. ``{from: encoder, to: decoder.network}`` puts a part
-        in another place, ``{path: RUN, to: decoder.network}`` the encoder of a model on disk, in a first stage too.
+    load: parts copied from the stage before: encoder, head, decoder, and others that a method has. ``{from: encoder, to:
+        decoder.network}`` puts a part in another place, ``{path: RUN, to: decoder.network}`` the encoder of a model on
+        disk, in a first stage too.
     backbone: the network of this stage, where it is not the recipe's.
     steps or epochs: exactly one.
     accumulate, ema: see lrface.train.trainer.Stage.
@@ -382,21 +383,15 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
 
 def _check_load(entry: str | dict[str, str], where: str) -> None:
     """Raises UsageError unless ``entry`` is a part's name, or says where something is from and which part it fills."""
-    parts = ("encoder", "head", "decoder")
-    if isinstance(entry, dict):
-        if set(entry) not in ({"from", "to"}, {"path", "to"}) or not all(
-            isinstance(value, str) for value in entry.values()
-        ):
-            raise UsageError(
-                f"{where} must be a part, or a mapping such as {{from: encoder, to: decoder.network}} or {{path: RUN, "
-                f"to: decoder.network}}; found {entry!r}"
-            )
-        named = [entry["to"].split(".")[0], *([entry["from"]] if "from" in entry else [])]
-    else:
-        named = [entry]
-    for part in named:
-        if part not in parts:
-            raise UsageError(f"{where} takes encoder, head and decoder; found {part!r}{nearest(part, parts)}")
+    mapping = isinstance(entry, dict)
+    if mapping and set(entry) not in ({"from", "to"}, {"path", "to"}):
+        raise UsageError(
+            f"{where} must be a part, or a mapping such as {{from: encoder, to: decoder.network}} or {{path: RUN, "
+            f"to: decoder.network}}; found {entry!r}"
+        )
+    for value in entry.values() if mapping else [entry]:  # type: ignore[union-attr]
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{where} takes names; found {value!r}")
 
 
 def read_yaml(path: Path) -> Any:

@@ -681,8 +681,10 @@ def _part(
         return methods[number].get_submodule(name)
     except AttributeError as error:
         stage = recipe.stages[number]
+        known = [child for child, _ in methods[number].named_children()]
         raise UsageError(
             f"stages.{index}.load: stage {stage.name!r} (method {stage.method.name}) has no {name}"
+            f"{nearest(name, known)}; it has {', '.join(known)}"
         ) from error
 
 
