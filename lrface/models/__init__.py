@@ -13,6 +13,7 @@ from lrface.models.decoder import SubpixelDecoder
 from lrface.models.iresnet import LAYERS, ImprovedResNet
 from lrface.models.irevnet import BLOCKS, IRevNet, IRevNetInverse
 from lrface.models.mobilefacenet import MobileFaceNet
+from lrface.models.preact_resnet import PreActivationResNet
 from lrface.registry import Registry
 
 BACKBONES: Registry[FaceBackbone] = Registry("backbone")
@@ -20,6 +21,8 @@ DECODERS: Registry[nn.Module] = Registry("decoder")
 
 BACKBONES.register("mobilefacenet", MobileFaceNet)
 BACKBONES.register("cifar_resnet18", CifarResNet18)
+for _depth in (18, 50):
+    BACKBONES.register(f"preact_resnet{_depth}", partial(PreActivationResNet, depth=_depth))
 for _depth in LAYERS:
     BACKBONES.register(f"ir{_depth}", partial(ImprovedResNet, depth=_depth))
     BACKBONES.register(f"ir_se{_depth}", partial(ImprovedResNet, depth=_depth, squeeze=True))
@@ -70,7 +73,7 @@ DECODERS.register("irevnet_inverse", _irevnet_inverse)
 
 def build_backbone(name: str, **arguments: Any) -> FaceBackbone:
     """The network ``name``: mobilefacenet, ir18, ir34, ir50, ir100, ir_se18 ... ir_se100 for faces of 112 pixels,
-    cifar_resnet18 for images of 32, and the i-RevNets of lrface.models.irevnet.
+    cifar_resnet18, preact_resnet18 and preact_resnet50 for images of 32, and the i-RevNets of lrface.models.irevnet.
 
     Raises:
         UsageError: unknown name or arguments.

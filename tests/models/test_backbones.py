@@ -16,7 +16,8 @@ def small(name: str) -> dict:
 
 def test_every_network_of_the_family_is_there():
     others = [name for name in BACKBONES.names() if not name.startswith("irevnet")]
-    assert others == sorted(["mobilefacenet", "cifar_resnet18", *IR_NAMES])
+    small_images = ["cifar_resnet18", "preact_resnet18", "preact_resnet50"]
+    assert others == sorted(["mobilefacenet", *small_images, *IR_NAMES])
 
 
 @pytest.mark.parametrize("name", ["mobilefacenet", *IR_NAMES])
