@@ -901,6 +901,12 @@ def robustness(
         str | None,
         typer.Option("--subset", help="Only these images: robustbench5000, or a file with one name a line."),
     ] = None,
+    shifted: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--shifted", help="Further clean images of the same classes, such as CIFAR-10.1: an error of each."
+        ),
+    ] = None,
     seed: CorruptionSeed = 0,
     data: DataRoot = None,
     device: Device = "auto",
@@ -933,6 +939,7 @@ def robustness(
             held_out=held_out,
             classes=classes,
             subset=subset,
+            shifted=shifted or (),
             seed=seed,
             device=device,
             batch_size=batch_size,

@@ -35,8 +35,10 @@ from lrface.benchmarks.robustness import (
     Judged,
     Kind,
     class_subset,
+    error_of,
     image_subset,
     imagenet_classes,
+    resampled_errors,
     robustness_figures,
 )
 from lrface.benchmarks.robustness_page import robustness_page, robustness_text
@@ -56,7 +58,8 @@ class RobustnessRun:
         about: what was measured: ``benchmark, title, made`` ("stored" or "on the fly"), ``origin, clean_origin, set,
             seed, severities, corruptions, images, classes, predictions_among, subset, notes, broken``.
         results: figures of each model, see :func:`lrface.benchmarks.robustness.robustness_figures`, with ``model`` and
-            ``model_sha256``.
+            ``model_sha256``, and where such sets were asked for ``shifted``: ``origin, images, error, error_interval`` of
+            each.
         models: how each was prepared.
     """
 
@@ -88,6 +91,7 @@ def run_robustness(
     held_out: bool = False,
     classes: str | None = None,
     subset: str | None = None,
+    shifted: Sequence[str | Path] = (),
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 64,
@@ -105,6 +109,8 @@ def run_robustness(
         corruptions, severities, held_out: which; all 15 at all severities without.
         classes: only these, see :func:`lrface.benchmarks.robustness.class_subset`; guesses are then among them.
         subset: only these images, see :func:`lrface.benchmarks.robustness.image_subset`.
+        shifted: further clean images of the same classes from elsewhere, such as CIFAR-10.1, read as ``clean`` is; each
+            has an error of its own.
         seed: of the corruptions made on the fly.
         workers: threads that read images; None for one a core.
 
@@ -133,6 +139,7 @@ def run_robustness(
         kind, severities or (description.get("severities", ()) if kind.name != "mnist_c" else ())
     )
     clean_images = open_images(clean) if clean is not None else None
+    others = [open_images(path) for path in shifted]
     if stored is not None and clean_images is None:
         clean_images = stored.clean
     conditions = [(name, level) for name in names for level in levels]
@@ -142,6 +149,7 @@ def run_robustness(
     wanted_images = None if subset is None else image_subset(subset)
     rows = _selected(reference, wanted_classes, wanted_images, classes or "", subset or "")
 
+    other_rows = [_selected(images, wanted_classes, None, classes or "", "") for images in others]
     judges = []
     for text in dict.fromkeys(models):
         classifier = open_classifier(text, kind.side, kind.channels, device)
@@ -157,6 +165,14 @@ def run_robustness(
         if clean_images is not None:
             clean_rows = _selected(clean_images, wanted_classes, wanted_images, classes or "", subset or "")
             _clean(judges, clean_images, clean_rows, wanted_classes, settings, show_progress)
+
+    apart: dict[str, list[dict[str, Any]]] = {judge.classifier.name: [] for judge in judges}
+    for images, chosen in zip(others, other_rows, strict=True):
+        strangers = [_Judge(judge.classifier, _NOTHING, judge.restricted) for judge in judges]
+        _clean(strangers, images, chosen, wanted_classes, settings, show_progress, str(images.origin))
+        reason = next((why for name, why in broken.items() if name.startswith(f"{images.origin}: ")), "")
+        for judge in strangers:
+            apart[judge.classifier.name].append(_shifted_figures(judge, images, len(chosen), reason))
 
     notes = []
     alexnet = kind.name == "imagenet_c"
@@ -202,6 +218,8 @@ def run_robustness(
     for judge in judges:
         figures = robustness_figures(judge.judged, kind, alexnet)
         classifier = judge.classifier
+        if others:
+            figures["shifted"] = apart[classifier.name]
         run.results.append({"model": classifier.name, "model_sha256": classifier.sha256, **figures})
         preparation = {
             "outputs": classifier.outputs,
@@ -210,6 +228,21 @@ def run_robustness(
         }
         run.models.append(ReportModel(classifier.name, classifier.sha256, classifier.card, preparation))
     return run
+
+
+def _shifted_figures(judge: "_Judge", images: ImageSet, count: int, reason: str) -> dict[str, Any]:
+    """What is said of a model on further clean images, in percent."""
+    right = judge.judged.clean
+    assert right is not None
+    if (right == MISSING).all():
+        raise LrfaceError(f"{images.origin}: none of its images can be used; the first: {reason}")
+    low, high = np.quantile(resampled_errors([right])[:, 0], [0.025, 0.975])
+    return {
+        "origin": str(images.origin),
+        "images": count,
+        "error": round(100 * error_of(right), 4),
+        "error_interval": [round(100 * float(low), 4), round(100 * float(high), 4)],
+    }
 
 
 def resolved(device: str) -> str:
@@ -325,6 +358,9 @@ class _Settings:
     workers: int
     device: str
     broken: dict[str, str]
+
+
+_NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class _Judge:
@@ -509,6 +545,7 @@ def _clean(
     wanted: Sequence[str] | None,
     settings: _Settings,
     show_progress: bool,
+    what: str = "clean",
 ) -> None:
     """Clean errors beside a stored set; the clean images may have an order of their own."""
     kind = settings.kind
@@ -517,14 +554,14 @@ def _clean(
     for judge in judges:
         judge.right_output, judge.competing = _outputs(judge.classifier, images, wanted)
         judge.start(None, len(rows))
-    with progress(len(rows), "clean images", unit="images", enabled=show_progress) as bar:
+    with progress(len(rows), f"{what} images", unit="images", enabled=show_progress) as bar:
         for found, pixels, failed in batches(
             lambda index: prepare(images.read(index), kind),
             rows.tolist(),
             settings.batch_size,
             settings.workers,
         ):
-            settings.broken.update({f"clean: {images.names[index]}": reason for index, reason in failed})
+            settings.broken.update({f"{what}: {images.names[index]}": reason for index, reason in failed})
             bar.advance(len(found) + len(failed))
             if not found:
                 continue

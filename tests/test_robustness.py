@@ -253,3 +253,50 @@ def test_the_command_line_and_its_page(place):
         assert f"{row['errors'][1]:.1f}</td>" in text and row["corruption"].replace("_", " ") in text
     plain = CliRunner().invoke(app, arguments[:-3] + ["--corruptions", "fog"])
     assert plain.exit_code == 0 and "fog " in plain.stdout and "mean error" in plain.stdout
+
+
+def test_further_clean_images(place):
+    images, labels = coloured(40, 32)
+    brighter = np.clip(images.astype(int) + 60, 0, 255).astype(np.uint8)
+    np.savez(place / "brighter.npz", images=brighter, labels=labels)
+    found = run(
+        MODEL, "cifar10_c", "clean.npz", corruptions=["contrast"], shifted=["brighter.npz", "clean.npz"]
+    )
+    import colour_models
+
+    scores = colour_models.nearest()(torch.from_numpy(brighter).permute(0, 3, 1, 2).float() / 255)
+    wrong = (scores.argmax(1).numpy() != labels).mean()
+    result = found.to_json()["results"][0]
+    assert 0 < wrong < 1 and [each["origin"] for each in result["shifted"]] == ["brighter.npz", "clean.npz"]
+    assert (
+        result["shifted"][0]["error"] == pytest.approx(100 * wrong) and result["shifted"][0]["images"] == 40
+    )
+    low, high = result["shifted"][0]["error_interval"]
+    assert low < 100 * wrong < high
+    assert result["shifted"][1]["error"] == result["clean_error"]
+    assert "brighter.npz" in found.to_text() and "brighter.npz" in found.page()
+    assert (
+        "shifted"
+        not in run(MODEL, "cifar10_c", "clean.npz", corruptions=["contrast"]).to_json()["results"][0]
+    )
+    np.savez(place / "small.npz", images=images[:, :16, :16], labels=labels)
+    with pytest.raises(
+        LrfaceError, match=r"small.npz: none of its images can be used; the first: .*\[16, 16, 3\]"
+    ):
+        run(MODEL, "cifar10_c", "clean.npz", corruptions=["contrast"], shifted=["small.npz"])
+
+
+def test_the_option_for_further_images(place):
+    arguments = [
+        "robustness",
+        MODEL,
+        "--benchmark",
+        "cifar10_c",
+        "--clean",
+        "clean.npz",
+        "--corruptions",
+        "contrast",
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--shifted", "clean.npz", "--device", "cpu", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["results"][0]["shifted"][0]["origin"] == "clean.npz"

@@ -31,6 +31,8 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _WNID = re.compile(r"n\d{8}(?=_)")
 _IMAGE_KEYS = ("images", "test_images", "x_test", "data", "x")
 _LABEL_KEYS = ("labels", "test_labels", "y_test", "y")
+_CIFAR_10_1 = {"cifar10.1_v4_data.npy": 2021, "cifar10.1_v6_data.npy": 2000}
+"""Files of CIFAR-10.1 and how many images each version has, as its authors say (Recht et al., arXiv 1806.00451)."""
 
 
 class ImageSet(Protocol):
@@ -203,6 +205,38 @@ def open_array(path: Path) -> ArrayImages:
     return ArrayImages(str(path), images, None if labels is None else _labels(labels, path))
 
 
+def open_cifar10_1(path: Path) -> ArrayImages:
+    """CIFAR-10.1: cifar10.1_v4_data.npy or cifar10.1_v6_data.npy, uint8 [2021 or 2000, 32, 32, 3], with
+    cifar10.1_v4_labels.npy or cifar10.1_v6_labels.npy beside it, whole numbers from 0 to 9.
+
+    Args:
+        path: the file with the images, or the folder of one version.
+
+    Raises:
+        UsageError: a folder of both versions. LrfaceError: a file is missing, or not what the version holds.
+    """
+    if path.is_dir():
+        found = [path / name for name in _CIFAR_10_1 if (path / name).is_file()]
+        if len(found) != 1:
+            raise UsageError(f"{path} holds both versions of CIFAR-10.1; name one: {found[0]} or {found[1]}")
+        path = found[0]
+    count = _CIFAR_10_1[path.name]
+    beside = path.with_name(path.name.replace("_data", "_labels"))
+    images, labels = ArrayImages(str(path), load_array(path), None), _labels(load_array(beside), beside)
+    if images.images.shape != (count, 32, 32, 3):
+        raise LrfaceError(
+            f"{path}: this version of CIFAR-10.1 is uint8 [{count}, 32, 32, 3]; found {list(images.images.shape)}. Copy it "
+            "again"
+        )
+    if len(labels) != count or labels.min() < 0 or labels.max() > 9:
+        raise LrfaceError(
+            f"{beside}: {count} labels from 0 to 9 were expected; found {len(labels)} from {labels.min()} to "
+            f"{labels.max()}. Copy it again"
+        )
+    images.labels = labels
+    return images
+
+
 def _files_below(folder: Path) -> list[str]:
     """Image files directly in ``folder``, sorted."""
     return sorted(
@@ -218,6 +252,7 @@ def open_images(path: str | Path) -> ImageSet:
     - a folder of class folders; a flat folder, whose images have a class where all names begin with one of ImageNet's
       identifiers (n01440764_tench.jpg);
     - .npy [n, h, w, 3] or [n, h, w] with labels.npy or NAME_labels.npy beside it, .npz with images and labels;
+    - CIFAR-10.1 as its authors published it, see :func:`open_cifar10_1`;
     - training data of any format, see :func:`lrface.data.source.open_source`.
 
     Raises:
@@ -226,6 +261,8 @@ def open_images(path: str | Path) -> ImageSet:
     from lrface.data.source import open_source
 
     path = Path(path)
+    if path.name in _CIFAR_10_1 or path.is_dir() and any((path / name).is_file() for name in _CIFAR_10_1):
+        return open_cifar10_1(path)
     if path.is_file() and path.suffix in (".npy", ".npz"):
         return open_array(path)
     if path.is_dir() and (path / "test_images.npy").is_file():

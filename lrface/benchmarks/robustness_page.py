@@ -61,6 +61,24 @@ def _summary(results: Results) -> tuple[list[str], list[list[str]]]:
     return ["model", *(title for title, _ in used)], lines
 
 
+def _shifted(results: Results) -> tuple[list[str], list[list[str]]] | tuple[()]:
+    """Header and lines of the errors on further clean sets; nothing without such sets."""
+    rows = [(result["model"], found) for result in results for found in result.get("shifted", ())]
+    if not rows:
+        return ()
+    lines = [
+        [
+            model,
+            found["origin"],
+            str(found["images"]),
+            _number(found["error"]),
+            _between(found["error_interval"]),
+        ]
+        for model, found in rows
+    ]
+    return ["model", "further images", "number", "error", "95 % interval"], lines
+
+
 def _by_corruption(result: Mapping[str, Any], severities: Sequence[int]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of one model's corruptions."""
     rows = result["corruptions"]
@@ -95,6 +113,8 @@ def _about(about: Mapping[str, Any]) -> str:
 def robustness_text(about: Mapping[str, Any], results: Results) -> str:
     """Everything as plain text: a summary of the models, and each model's errors in percent."""
     parts = [_about(about), format_columns(*_summary(results))]
+    if _shifted(results):
+        parts.append(format_columns(*_shifted(results)))
     for result in results:
         parts.append(f"{result['model']}\n{format_columns(*_by_corruption(result, about['severities']))}")
     notes = list(about["notes"])
@@ -213,6 +233,8 @@ def robustness_page(about: Mapping[str, Any], results: Results, models: Sequence
         drawn += [_severity_curves(about, results, group) for group in groups]
     parts.append(f'<div class="figures">{"".join(drawn)}</div>')
     parts += ["<h2>Results</h2>", _table(*_summary(results))]
+    if _shifted(results):
+        parts.append(_table(*_shifted(results)))
     parts.append(
         "<p class=note>Errors are top-1, in percent; mean error is the mean over corruptions and severities without "
         "AlexNet. CE divides a corruption's error by AlexNet's, mCE is its mean over the 15 corruptions; the relative ones "

@@ -130,3 +130,38 @@ def test_folders_of_groups_are_looked_into(tmp_path):
     assert set(found.conditions) == {("fog", 2), ("snow", 2)} and found.kind.name == "imagenet_c"
     with pytest.raises(LrfaceError, match="holds no fog at severity 3; found severities 2 of it"):
         found.open("fog", 3)
+
+
+@pytest.mark.parametrize(("version", "count"), [("v4", 2021), ("v6", 2000)])
+def test_cifar_10_1_by_file_and_by_folder(tmp_path, version, count):
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.int32)
+    np.save(tmp_path / f"cifar10.1_{version}_data.npy", images)
+    with pytest.raises(LrfaceError, match=f"cifar10.1_{version}_labels.npy does not exist"):
+        open_images(tmp_path)
+    np.save(tmp_path / f"cifar10.1_{version}_labels.npy", labels)
+    for path in (tmp_path, tmp_path / f"cifar10.1_{version}_data.npy"):
+        found = open_images(path)
+        assert len(found) == count and check_labels(found).tolist() == labels.tolist()
+        np.testing.assert_array_equal(found.read(count - 1), images[-1])
+    np.save(tmp_path / f"cifar10.1_{version}_data.npy", images[:-1])
+    with pytest.raises(
+        LrfaceError, match=rf"{version}_data.npy: .*\[{count}, 32, 32, 3\]; found \[{count - 1}"
+    ):
+        open_images(tmp_path)
+    np.save(tmp_path / f"cifar10.1_{version}_data.npy", images)
+    np.save(tmp_path / f"cifar10.1_{version}_labels.npy", labels + 1)
+    with pytest.raises(LrfaceError, match="from 1 to 10"):
+        open_images(tmp_path)
+    np.save(tmp_path / f"cifar10.1_{version}_labels.npy", np.array([{}] * count), allow_pickle=True)
+    with pytest.raises(LrfaceError, match="no readable .npy"):
+        open_images(tmp_path)
+
+
+def test_both_versions_of_cifar_10_1_need_a_name(tmp_path):
+    for version in ("v4", "v6"):
+        (tmp_path / f"cifar10.1_{version}_data.npy").touch()
+    with pytest.raises(
+        UsageError, match="holds both versions of CIFAR-10.1; name one: .*v4_data.npy or .*v6_data.npy"
+    ):
+        open_images(tmp_path)
