@@ -49,7 +49,8 @@ class Data:
     """What is trained on.
 
     path: packed data or a folder of identity folders of aligned crops; looked for as it stands, then below
-        the data root (--data, $LRFACE_DATA, ~/.cache/lrface).
+        the data root (--data, $LRFACE_DATA, ~/.cache/lrface). A list of them, of the same identities, is one set: a
+        training set and what `lrface deepaugment` made from it.
     synthetic: the embedded identities instead of a path.
     batch_size: images of a step, of all ranks together, so that the learning rate is the same on any number of them.
     cache: true keeps all decoded faces in memory, "auto" does so up to 4 GiB.
@@ -58,7 +59,7 @@ class Data:
     sampling: how often the images of each identity are shown.
     """
 
-    path: str | None = None
+    path: str | list[str] | None = None
     synthetic: Synthetic | None = None
     batch_size: int = 256
     workers: int = 0
@@ -372,6 +373,8 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
             _check_load(entry, f"{where}.load" if isinstance(entry, str) else f"{where}.load.{number}")
     if (recipe.data.path is None) == (recipe.data.synthetic is None):
         raise UsageError("data: give exactly one of path and synthetic")
+    if recipe.data.path == []:
+        raise UsageError("data.path must name at least one set; found an empty list")
     if recipe.data.batch_size < 2:
         raise UsageError(
             f"data.batch_size must be at least 2 (BatchNorm needs two); found {recipe.data.batch_size}"

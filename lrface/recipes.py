@@ -16,6 +16,7 @@ import torch
 
 from lrface import config
 from lrface.data.dataset import CachedDataset, FaceDataset, batches, cache_size
+from lrface.data.joined import JoinedSource
 from lrface.data.sampling import EpochOrders, Sampling
 from lrface.data.source import FaceSource, check_source, open_source
 from lrface.data.subset import drop_small_identities
@@ -166,9 +167,12 @@ def build_source(recipe: config.Recipe, root: str | Path | None = None) -> tuple
         source: FaceSource = SyntheticFaces(**settings)
         name = "synthetic:" + ",".join(f"{key}={value}" for key, value in settings.items())
     else:
-        assert recipe.data.path is not None
-        place = find_data(recipe.data.path, root)
-        source, name = open_source(place), str(place)
+        path = recipe.data.path
+        assert path is not None
+        places = [find_data(each, root) for each in ([path] if isinstance(path, str) else path)]
+        opened = [open_source(place) for place in places]
+        source = opened[0] if len(opened) == 1 else JoinedSource(opened, [str(place) for place in places])
+        name = " + ".join(map(str, places))
     check_source(source, name)
     return source, name
 
