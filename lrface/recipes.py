@@ -672,6 +672,13 @@ def check_loads(recipe: config.Recipe, methods: Sequence[Method]) -> None:
                 raise UsageError(f"stages.{index}.load: {target}: {error}") from error
 
 
+        loaded = [target for _, target in map(_from_to, stage.load)]
+        for part, source in methods[index].must_load.items():
+            if part not in loaded:
+                raise UsageError(
+                    f"stages.{index}.load lacks {part}, which knows nothing with fresh weights: add {{from: {source}, "
+                    f"to: {part}}}, from the stage before, or {{path: RUN, to: {part}}}, from a model on disk"
+                )
 def _from_to(entry: str | dict[str, str]) -> tuple[str | None, str]:
     """An entry of ``load`` as the part of the stage before, None for a model on disk, and the part that it fills."""
     return (entry, entry) if isinstance(entry, str) else (entry.get("from"), entry["to"])

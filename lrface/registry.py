@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import typing
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -18,7 +19,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as the plain type ``kind``; what is annotated otherwise passes as it is."""
+    """``value`` as the plain type ``kind``, or None where that may be; what is annotated otherwise passes as it is."""
+    options = typing.get_args(kind)
+    if len(options) == 2 and type(None) in options:
+        if value is None:
+            return None
+        kind = next(option for option in options if option is not type(None))
     if kind not in (bool, int, float, str):
         return value
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):

@@ -3,12 +3,14 @@
 from lrface.methods.base import Method, StepOutput
 from lrface.methods.classify import Classify
 from lrface.methods.consistency import Consistency
+from lrface.methods.distil import Distil
 from lrface.methods.qualnet import QualNet
 from lrface.registry import Registry
 
 METHODS: Registry[Method] = Registry("method")
 METHODS.register("classify", Classify)
 METHODS.register("consistency", Consistency)
+METHODS.register("distil", Distil)
 METHODS.register("qualnet", QualNet)
 
-__all__ = ["METHODS", "Classify", "Consistency", "Method", "QualNet", "StepOutput"]
+__all__ = ["METHODS", "Classify", "Consistency", "Distil", "Method", "QualNet", "StepOutput"]

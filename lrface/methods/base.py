@@ -1,7 +1,8 @@
 """The seam between methods and the trainer: what one training step computes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,12 +33,15 @@ class Method(nn.Module):
         accumulable: whether the gradient of a batch is the mean of those of its equal parts, so that a trainer may
             take them one after the other. False where a loss compares the images of a batch with each other; then
             ``not_accumulable_because`` says so to the user.
+        must_load: parts that mean nothing with fresh weights, such as a teacher, and what part of the stage before each
+            usually comes from: a stage has to load them.
     """
 
     encoder: nn.Module
     needs: tuple[str, ...] = ("image", "label", "seed")
     accumulable: bool = True
     not_accumulable_because: str = "its loss compares the images of a batch with each other"
+    must_load: Mapping[str, str] = MappingProxyType({})
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Augmentation on the device, outside of autograd; returns the batch."""
