@@ -294,7 +294,7 @@ def _run(path: Path, device: str) -> _Found:
         )
     network = _EncoderAndHead(encoder, weight, bias).to(device).eval().requires_grad_(False)
     shown = {"input": card["input"], "training": card.get("training", {})}
-    return _Found(network, weights, classes, int(card["input"]["size"]), 3, shown)
+    return _Found(network, weights, classes, int(card["input"]["size"]), encoder.channels, shown)
 
 
 # --------------------------------------------------------------------------------------------- networks of others

@@ -760,6 +760,10 @@ def _load_torch(path: Path, device: torch.device, precision: str, threads: int |
             f"{error}; it holds {', '.join(other.name for other in others)}: name the file"
         ) from error
     encoder, card = load_model(weights, device)
+    if card["input"]["colour"] != "RGB":
+        raise LrfaceError(
+            f"{weights} takes {card['input']['colour']} images; faces are embedded by networks of RGB images"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     return _TorchNetwork(encoder, card, weights, device, precision)

@@ -83,12 +83,18 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
-class FaceDataset(Dataset[dict[str, Any]]):
-    """Batches of decoded faces: uint8 [n, 3, size, size] RGB and labels int64 [n]."""
+def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [h, w, 3] RGB as it is, or for one channel as grey [h, w, 1] (BT.601; equal channels keep their values)."""
+    return image if channels == 3 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
 
-    def __init__(self, source: FaceSource, size: int):
+
+class FaceDataset(Dataset[dict[str, Any]]):
+    """Batches of decoded faces: uint8 [n, channels, size, size], RGB or grey, and labels int64 [n]."""
+
+    def __init__(self, source: FaceSource, size: int, channels: int = 3):
         self.source = source
         self.size = size
+        self.channels = channels
         self.labels = torch.from_numpy(np.ascontiguousarray(source.labels))
 
     def __len__(self) -> int:
@@ -98,9 +104,9 @@ class FaceDataset(Dataset[dict[str, Any]]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        images = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
+        images = np.empty((len(indices), self.size, self.size, self.channels), dtype=np.uint8)
         for row, index in enumerate(indices):
-            images[row] = fit_image(self.source.image(int(index)), self.size)
+            images[row] = in_channels(fit_image(self.source.image(int(index)), self.size), self.channels)
         return {
             "image": torch.from_numpy(images).permute(0, 3, 1, 2),
             "label": self.labels[torch.as_tensor(indices)],
@@ -108,15 +114,15 @@ class FaceDataset(Dataset[dict[str, Any]]):
 
 
 class CachedDataset(FaceDataset):
-    """All faces decoded once into memory: uint8 [n, size, size, 3]."""
+    """All faces decoded once into memory: uint8 [n, size, size, channels]."""
 
-    def __init__(self, source: FaceSource, size: int, show_progress: bool = True):
-        super().__init__(source, size)
-        self.images = torch.empty((len(source), size, size, 3), dtype=torch.uint8)
+    def __init__(self, source: FaceSource, size: int, show_progress: bool = True, channels: int = 3):
+        super().__init__(source, size, channels)
+        self.images = torch.empty((len(source), size, size, channels), dtype=torch.uint8)
         target = self.images.numpy()
         with progress(len(source), "decoding", enabled=show_progress) as bar:
             for index in range(len(source)):
-                target[index] = fit_image(source.image(index), size)
+                target[index] = in_channels(fit_image(source.image(index), size), channels)
                 bar.advance()
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def batches(
 ) -> Generator[dict[str, Any], None, None]:
     """Training batches of steps ``first`` to ``last`` (excluded), each a dict of
 
-    image: uint8 [n, 3, size, size], RGB; label: int64 [n]; seed: int, of this step's augmentation.
+    image: uint8 [n, channels, size, size], RGB or grey; label: int64 [n]; seed: int, of this step's augmentation.
 
     With ``part`` (rank, ranks) it is the rank's equal share of a step's ``batch_size`` images, and the dict also has
     part: what one process sees as a batch, the ranks see together, augmentation included.

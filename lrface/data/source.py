@@ -14,7 +14,8 @@ FREE_IDENTITIES = 1_000_000
 """Labels without names may run this far in a set of any size, and further only where there are as many images."""
 LAYOUTS = (
     "packed data (a folder with index.json), InsightFace RecordIO (train.rec), a folder of identity folders of aligned "
-    "crops, Parquet or Arrow files (.parquet, .arrow), WebDataset shards (.tar), or a bcolz carray with NAME_labels.npy"
+    "crops, Parquet or Arrow files (.parquet, .arrow), WebDataset shards (.tar), a bcolz carray with NAME_labels.npy, or "
+    "MNIST's files (train-images-idx3-ubyte and its labels)"
 )
 
 
@@ -55,12 +56,13 @@ def open_source(path: str | Path) -> FaceSource:
     - a folder of identity folders of aligned crops;
     - Parquet or Arrow with an image and a label column (Hugging Face's layout): a file or a folder of shards;
     - WebDataset: a .tar file or a folder of them;
-    - a bcolz carray NAME/ or AdaFace's NAME/memfile, with NAME_labels.npy beside it.
+    - a bcolz carray NAME/ or AdaFace's NAME/memfile, with NAME_labels.npy beside it;
+    - MNIST's IDX files: train-images-idx3-ubyte or a folder with one such file, gzipped or not, and its labels.
 
     Raises:
         LrfaceError: the path does not exist or holds none of these.
     """
-    from lrface.data import carray, recordio, tables, webdataset
+    from lrface.data import carray, idx, recordio, tables, webdataset
 
     path = Path(path)
     if not path.exists():
@@ -77,6 +79,8 @@ def open_source(path: str | Path) -> FaceSource:
         return tables.TableSource(path)
     if webdataset.find_shards(path):
         return webdataset.WebDatasetSource(path)
+    if idx.find_images(path) is not None:
+        return idx.IdxSource(path)
     if not path.is_dir():
         raise LrfaceError(f"{path}: a file of no known format; training data is {LAYOUTS}")
     from lrface.data.folder import FolderSource

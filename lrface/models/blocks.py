@@ -42,12 +42,15 @@ class FaceBackbone(nn.Module):
     ``features`` takes RGB float [n, 3, 112, 112] in [0, 1] and gives the final feature map
     [n, feature_channels, feature_size, feature_size] (f_theta in QualNet); ``embed`` turns that map into the embedding
     [n, embedding_size] (H in QualNet, eq. 2), not L2-normalised.
+
+    ``channels`` is 1 for a network of grey images, which then takes [n, 1, h, w].
     """
 
     embedding_size: int
     feature_channels: int
     feature_size: int = 7
     input_size: int = 112
+    channels: int = 3
 
     def features(self, x: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define features()")

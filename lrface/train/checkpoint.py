@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import lrface
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_directory, atomic_file, read_json, write_json
-from lrface.models import build_backbone, build_decoder_for
+from lrface.models import build_decoder_for, build_network
 from lrface.models.blocks import FaceBackbone
 
 MODEL = "model.safetensors"
@@ -37,8 +37,8 @@ def make_card(architecture: dict[str, Any], encoder: nn.Module, training: dict[s
     """The facts a model travels with.
 
     Args:
-        architecture: ``{"name": ..., "arguments": {...}}``, what :func:`build_backbone` is called with.
-        encoder: the network, for its embedding and input size.
+        architecture: ``{"name": ..., "arguments": {...}}``, what :func:`build_network` is called with.
+        encoder: the network, for its embedding, input size and channels.
         training: what it was trained on and how; free form, JSON.
     """
     return {
@@ -47,10 +47,20 @@ def make_card(architecture: dict[str, Any], encoder: nn.Module, training: dict[s
         "lrface_version": lrface.__version__,
         "architecture": architecture,
         "embedding_size": encoder.embedding_size,
-        "input": {"size": encoder.input_size, "colour": "RGB", "range": [0, 1], "normalisation": "inside"},
+        "input": {
+            "size": encoder.input_size,
+            "colour": colour_of(encoder),
+            "range": [0, 1],
+            "normalisation": "inside",
+        },
         "training": training,
         "licence": "unspecified: weights carry the terms of the data they were trained on",
     }
+
+
+def colour_of(encoder: nn.Module) -> str:
+    """ "RGB", or "grey" for a network of one channel."""
+    return "grey" if getattr(encoder, "channels", 3) == 1 else "RGB"
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +186,7 @@ def check_card(card: dict[str, Any], path: Path) -> None:
     if not isinstance(entry, dict):
         raise LrfaceError(f"{path}: field 'input' must say size, colour and range; found {entry!r}")
     for field, wanted in (("colour", "RGB"), ("range", [0, 1]), ("normalisation", "inside")):
-        if entry.get(field) != wanted:
+        if entry.get(field) != wanted and (field, entry.get(field)) != ("colour", "grey"):
             raise LrfaceError(f"{path}: field 'input.{field}' must be {wanted!r}; found {entry.get(field)!r}")
 
 
@@ -201,7 +211,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn
             f"{card_path}: field 'architecture' must hold a name and arguments; found {architecture!r}"
         )
     try:
-        encoder = build_backbone(architecture["name"], **arguments)
+        encoder = build_network(architecture["name"], **arguments)
     except UsageError as error:
         raise LrfaceError(f"{card_path}: field 'architecture': {error}") from error
     fill(encoder, load_state(weights), f"{weights} (its card says {architecture['name']})")
@@ -212,6 +222,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn
     for field, stated, own in (
         ("embedding_size", card.get("embedding_size"), encoder.embedding_size),
         ("input.size", card["input"].get("size"), encoder.input_size),
+        ("input.colour", card["input"].get("colour"), colour_of(encoder)),
     ):
         if stated != own:
             raise LrfaceError(f"{card_path}: field {field!r} is {stated}, that of the network {own}")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrface.data.dataset import as_float, batch_seed, fit_image
+from lrface.data.dataset import as_float, batch_seed, fit_image, in_channels
 from lrface.data.sheet import SheetRow, draw_sheet
 from lrface.data.source import FaceSource
 from lrface.degrade.policy import Policy, rows_of
@@ -136,7 +136,9 @@ def sample_rows(
         images: uint8 [k, size, size, 3].
         seed: of the degradations.
     """
-    hq = as_float(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+    channels: int = getattr(method.encoder, "channels", 3)
+    pixels = np.stack([in_channels(image, channels) for image in images])
+    hq = as_float(torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2))
     side = int(hq.shape[-1])
     seen, kinds = hq, [(False, -side, f"{side} x {side} (clean)")] * len(hq)
     columns = ["input"]
@@ -218,5 +220,6 @@ def spread(kinds: Sequence[Kind], faces: int) -> list[int]:
 
 
 def picture(image: Tensor) -> NDArray[np.uint8]:
-    """float [3, h, w] in [0, 1] -> uint8 [h, w, 3]."""
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    """float [3, h, w] or grey [1, h, w] in [0, 1] -> uint8 [h, w, 3]."""
+    pixels = (image.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu()
+    return pixels.expand(-1, -1, 3).contiguous().numpy()

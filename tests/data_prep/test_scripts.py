@@ -1,5 +1,6 @@
 """Every script of data_prep/ on a small set in the official layout, as its users have it after unpacking."""
 
+import gzip
 import importlib.util
 import os
 import shutil
@@ -113,6 +114,15 @@ def small_imagenet_c(src: Path) -> None:
         make(src / f"noise/gaussian_noise/{severity}/n01440764/a.JPEG")
 
 
+def small_mnist(src: Path) -> None:
+    src.mkdir(parents=True)
+    for split, count in (("train", 3), ("t10k", 2)):
+        shape = b"".join(side.to_bytes(4, "big") for side in (count, 28, 28))
+        images = b"\0\0\x08\x03" + shape + bytes(count * 28 * 28)
+        (src / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (src / f"{split}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + shape[:4] + bytes(count))
+
+
 SMALL = {
     "lfw": small_lfw,
     "cfp_fp": small_cfp,
@@ -121,6 +131,7 @@ SMALL = {
     "cplfw": lambda src: small_two_lines(src, "CPLFW", "images"),
     "tinyface": small_tinyface,
     "casia_webface": small_casia,
+    "mnist": small_mnist,
     "cifar10_c": small_cifar10_c,
     "imagenet_c": small_imagenet_c,
 }
@@ -132,6 +143,7 @@ IN_PLACE = {
     "cplfw": ["cplfw/images", "cplfw/pairs_CPLFW.txt"],
     "tinyface": ["tinyface/Testing_Set", "tinyface/Training_Set"],
     "casia_webface": ["casia_webface/photographs"],
+    "mnist": ["mnist/train/train-images-idx3-ubyte.gz", "mnist/test/t10k-labels-idx1-ubyte"],
     "cifar10_c": ["cifar10_c"],
     "imagenet_c": ["imagenet_c/gaussian_noise"],
 }
@@ -191,6 +203,7 @@ BROKEN = {
     "cplfw": ("images/B_2.jpg", "1 photographs of pairs are not in .*B_2.jpg"),
     "tinyface": ("tinyface/Testing_Set/Probe/1_2.jpg", "1 images that it names"),
     "casia_webface": ("CASIA-WebFace/*/*.jpg", "no image in any folder"),
+    "mnist": ("t10k-labels-idx1-ubyte", "t10k-labels-idx1-ubyte not found"),
     "cifar10_c": ("CIFAR-10-C/fog.npy", "fog.npy: cannot be read as an array"),
     "imagenet_c": ("noise", "no corruption found"),
 }
