@@ -4,6 +4,7 @@
     resolution    part of the batch loses resolution (paper 001, section 4.1); what a block without a name means
     corruptions   part of the batch is corrupted, each image by a corruption and severity of its own
     augmix        chains of operations mixed with the image (Hendrycks et al., ICLR 2020)
+    gaussian_noise, speckle_noise  part of the batch gets noise (Rusak et al., ECCV 2020)
     mixed         the degraded images of a batch are shared among several policies
     chain         degraded images go through several policies, one after another
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from lrface.degrade import corruptions
 from lrface.degrade.augmix import AugMixPolicy
 from lrface.degrade.framing import Frame, Framing
+from lrface.degrade.noise_policy import GaussianNoisePolicy, SpeckleNoisePolicy
 from lrface.degrade.policy import Policy, ResolutionPolicy, check_share, rows_of
 from lrface.errors import UsageError
 from lrface.registry import Registry
@@ -334,6 +336,8 @@ POLICIES.register("clean", CleanPolicy)
 POLICIES.register("resolution", ResolutionPolicy)
 POLICIES.register("corruptions", CorruptionPolicy)
 POLICIES.register("augmix", AugMixPolicy)
+POLICIES.register("gaussian_noise", GaussianNoisePolicy)
+POLICIES.register("speckle_noise", SpeckleNoisePolicy)
 POLICIES.register("mixed", MixedPolicy)
 POLICIES.register("chain", ChainPolicy)
 

@@ -27,6 +27,8 @@ EXAMPLES = {
     "resolution": {"sizes": [16, 8]},
     "corruptions": {"set": "cifar", "names": CHEAP, "crop_padding": 4},
     "augmix": {"clean_share": 0.5, "crop_padding": 4},
+    "gaussian_noise": {"sigma": [0.08, 0.38], "crop_padding": 4},
+    "speckle_noise": {"crop_padding": 4},
     "mixed": {**MIXED, "crop_padding": 4},
     "chain": {**CHAIN, "crop_padding": 4},
 }
@@ -86,7 +88,7 @@ def test_parts_of_a_batch_are_what_the_whole_batch_is(name):
         assert torch.equal(part_hq, hq[own])
 
 
-@pytest.mark.parametrize("name", ["resolution", "corruptions", "augmix", "mixed", "chain"])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "clean"])
 @pytest.mark.parametrize("n, share, clean", [(64, 0.5, 32), (10, 0.33, 3), (7, 1.0, 7), (7, 0.0, 0)])
 def test_the_clean_share_is_exact(name, n, share, clean):
     arguments = {**EXAMPLES[name], "clean_share": share, "mirror": 0.0}

@@ -8,13 +8,13 @@ from torch import Tensor
 from lrface.degrade.corruptions.draws import Draws
 
 
-def gaussian_noise(levels: Tensor, deviation: float, draws: Draws) -> Tensor:
-    """Add normal noise to every value."""
+def gaussian_noise(levels: Tensor, deviation: float | Tensor, draws: Draws) -> Tensor:
+    """Add normal noise to every value; a tensor of deviations is [n, 1, 1, 1]."""
     return draws.normal("noise", *levels.shape[1:]).mul_(255 * deviation).add_(levels)
 
 
-def speckle_noise(levels: Tensor, deviation: float, draws: Draws) -> Tensor:
-    """Add normal noise in proportion to every value."""
+def speckle_noise(levels: Tensor, deviation: float | Tensor, draws: Draws) -> Tensor:
+    """Add normal noise in proportion to every value; a tensor of deviations is [n, 1, 1, 1]."""
     return draws.normal("noise", *levels.shape[1:]).mul_(deviation).add_(1).mul_(levels)
 
 
