@@ -865,6 +865,40 @@ def corrupt(
 
 
 @app.command()
+def deepaugment(
+    source: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Training data of any format, images of one size.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the set: packed data of the same classes.")],
+    network: Annotated[
+        list[str],
+        typer.Option(
+            "--network",
+            help="A run whose network draws images (`lrface train cifar10/edsr`), or edsr@weights=FILE with published "
+            "weights; several draw the copies by turns.",
+        ),
+    ],
+    copies: Annotated[int, typer.Option("--copies", help="How often each image is drawn.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other edits.")] = 0,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images drawn at once.")] = 32,
+    json_output: Json = False,
+) -> None:
+    """Draw a training set anew by image-to-image networks whose weights are edited at random (DeepAugment).
+
+    A recipe names the set beside the clean one: data.path=[DATA,SET]. The same command goes on after a kill.
+    """
+    with errors_for_users():
+        from lrface.deepaugment import deepaugment_set
+        from lrface.train.trainer import resolve_device
+
+        summary = deepaugment_set(
+            source, out, network, copies, seed=seed, device=resolve_device(device), batch_size=batch_size
+        )
+        print_json(summary.to_dict()) if json_output else print(summary)
+
+
+@app.command()
 def robustness(
     model: Annotated[
         list[str],
@@ -946,6 +980,111 @@ def robustness(
             workers=workers,
         )
         _write_report(run, report)
+        print_json(run.to_json()) if json_output else print(run.to_text())
+
+
+@app.command()
+def features(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Images with classes: Parquet, a folder of class folders, arrays, packed data, or a face benchmark (lfw); "
+            "as it stands or below --data.",
+        ),
+    ],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            help="NAME=MODEL or MODEL, a panel each; may repeat. A run of `lrface train`, a .safetensors, .onnx or .pt2 "
+            "file, module:function, torchvision:NAME@weights=FILE or timm:NAME@weights=FILE,mean=M,std=S.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The picture, FILE.png, .svg or .pdf; FILE.json and FILE.csv beside it hold figures and points. Without "
+            "it figures alone.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str,
+        typer.Option(
+            "--classes", help="How many, the first that have enough images, or names: cat,dog,ship; 10 at most."
+        ),
+    ] = "4",
+    images: Annotated[int, typer.Option("--images", help="Images of each class.")] = 100,
+    resolution: Annotated[
+        int | None,
+        typer.Option("--resolution", help="LQ images: brought down to this side in pixels and up again."),
+    ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corruption",
+            help="LQ images: fog (severities 1 to 5), fog:3, all (the 15), held-out (the other 4), all:3; may repeat. Each "
+            "image gets one, by turns.",
+        ),
+    ] = None,
+    degrade: Annotated[
+        list[str] | None,
+        typer.Option("--degrade", help="LQ images: jpeg=30, blur=2, noise=10, size=14,jpeg=50; may repeat."),
+    ] = None,
+    set: Annotated[
+        str | None,
+        typer.Option(
+            "--set",
+            help="Constants of corruptions: imagenet-c, cifar-c, tiny-imagenet-c or face; default: by the models' size.",
+        ),
+    ] = None,
+    down: Down = "bicubic",
+    up: Up = "bicubic",
+    perplexity: Annotated[
+        float | None, typer.Option("--perplexity", help="Of t-SNE; default: 30, or what the points allow.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the choice of images, corruptions and t-SNE.")
+    ] = 0,
+    data: DataRoot = None,
+    device: Device = "auto",
+    batch_size: ImageBatch = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that read images; default: one a core.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Features of clean (HQ) and degraded (LQ) images, model by model: a t-SNE picture and figures.
+
+    The same images, degraded alike, go through every model. Without --resolution, --corruption or --degrade LQ images
+    have half the resolution, as in Figure 2 of the QualNet paper.
+    """
+    with errors_for_users():
+        from lrface.benchmarks.conditions import Condition, parse_corruptions
+        from lrface.features import run_features
+
+        run = run_features(
+            model,
+            source,
+            out,
+            classes=classes,
+            images=images,
+            resolution=resolution,
+            conditions=[*map(Condition.parse, degrade or []), *parse_corruptions(corruption or [])],
+            down=down,
+            up=up,
+            corruption_set=set,
+            perplexity=perplexity,
+            seed=seed,
+            root=data,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            say=say,
+        )
+        if out is not None:
+            say(f"picture: {out}")
         print_json(run.to_json()) if json_output else print(run.to_text())
 
 

@@ -18,7 +18,7 @@ from lrface.errors import UsageError
 class Condition:
     """One condition of the images. Losses come in the order in which a camera makes them: blur, the sensor's
     resolution, noise, JPEG; the last two therefore act on the small image, before it is enlarged again. A corruption of
-    the ImageNet-C family, with the constants of the set "face", comes before all of them, on the full-size image.
+    the ImageNet-C family comes before all of them, on the full-size image.
 
     Attributes:
         size: side in pixels that images are brought down to; None leaves them at their own.
@@ -74,14 +74,15 @@ class Condition:
             )
         return condition
 
-    def apply(self, images: Tensor, down: str, up: str, seeds: list[int]) -> Tensor:
-        """float [n, 3, s, s] RGB in [0, 1] -> the same. ``seeds`` are those of the images' noise and corruption."""
+    def apply(self, images: Tensor, down: str, up: str, seeds: list[int], set: str = "face") -> Tensor:
+        """float [n, 3, s, s] RGB in [0, 1] -> the same. ``seeds`` are those of the images' noise and corruption, ``set``
+        names the corruption's constants."""
         full = images.shape[-1]
         if self.corruption is not None:
             severity = torch.full((len(images),), self.severity)
             parameters = CorruptionParameters(
                 self.corruption,
-                "face",
+                set,
                 (full, full),
                 severity,
                 torch.tensor(seeds, dtype=torch.int64),
