@@ -468,18 +468,25 @@ SUITES: dict[str, tuple[str, str, str | None]] = {
 }
 
 
-def corruption_evaluation(options: Options, seed: int = 0) -> Evaluation:
-    """Errors on clean and corrupted test images, the 15 corruptions and the 4 held-out ones at all severities, by
+def corruption_evaluation(options: Options, held_out: bool = False, seed: int = 0) -> Evaluation:
+    """Errors on clean and corrupted test images, 15 corruptions (or the 4 held-out ones) at all severities, by
     :func:`lrface.robustness.run_robustness`; its figures of one model are the evaluation's.
 
-    The corrupted set is the one below ``options.data``, where it is there. Else, or where ``options.images`` wants the
-    first so many images only, it is made once, below ``options.runs``. Clean accuracy is that on all test images.
+    Forward passes are in bfloat16. The corrupted set is the one below ``options.data``, where it is there. Else, or
+    where ``options.images`` wants the first so many images only, it is made once, below ``options.runs``. Clean
+    accuracy is that on all test images.
     """
     benchmark, clean, classes = SUITES[options.suite]
     kind = BENCHMARKS[benchmark]
     images = recipes.find_data(clean, options.data)
     place: str | Path = benchmark
-    about: dict[str, Any] = {"benchmark": kind.title, "clean": clean}
+    names = kind.held_out if held_out else kind.names
+    about: dict[str, Any] = {
+        "benchmark": kind.title,
+        "corruptions": list(names),
+        "clean": clean,
+        "precision": "bfloat16",
+    }
     if classes is not None:
         about["classes"] = classes
     if options.images is not None:
@@ -489,12 +496,21 @@ def corruption_evaluation(options: Options, seed: int = 0) -> Evaluation:
         about["which"] = f"the first {description['images']:,} test images"
 
     def measure(folder: Path) -> Figures:
-        run = run_robustness(
-            [str(folder)], place, images, data=options.data, held_out=True, classes=classes, seed=seed
-        )
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
+            run = run_robustness(
+                [str(folder)],
+                place,
+                images,
+                data=options.data,
+                corruptions=names,
+                classes=classes,
+                seed=seed,
+                batch_size=250,
+            )
         return run.results[0] | {"images": run.about["images"], "made": run.about["made"]}
 
-    return Evaluation(f"{benchmark}{options.images or ''}", about, measure, {"test": about})
+    name = "_".join([benchmark, *(["held_out"] if held_out else []), str(options.images or "all")])
+    return Evaluation(name, about, measure, {"test": about})
 
 
 def stored_set(images: Path, benchmark: str, count: int, runs: Path, seed: int = 0) -> Path:
