@@ -151,7 +151,7 @@ def of_all_ranks(own: Tensor) -> Tensor:
     For a loss that every rank then computes from all of it: what a rank's own rows get for a gradient is multiplied by
     the number of ranks, because the trainer averages over them.
     """
-    return _OfAllRanks.apply(own)  # type: ignore[no-any-return]
+    return _OfAllRanks.apply(own)
 
 
 class _OfAllRanks(torch.autograd.Function):

@@ -1,0 +1,236 @@
+"""Distillation as a recipe: a classifier of clean images, then the student that learns from it, in one run."""
+
+import copy
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lrface import config, recipes
+from lrface.errors import LrfaceError, UsageError
+from lrface.methods import Distil
+from lrface.recipes import build_method, check_loads, load_recipe, run_recipe
+from lrface.train.checkpoint import load_model, load_parts
+
+NETWORK = {
+    "name": "irevnet",
+    "blocks": [1, 1, 1],
+    "strides": [1, 2, 2],
+    "channels": [4, 16, 64],
+    "input_size": 32,
+}
+TEACHER = {"from": "encoder", "to": "teacher"}
+HEAD = {"from": "head", "to": "teacher_head"}
+TINY = {
+    "name": "tiny",
+    "data": {"path": "pictures", "batch_size": 8},
+    "backbone": {"name": "cifar_resnet18", "width": 4},
+    "head": "softmax",
+    "trainer": {
+        "device": "cpu",
+        "precision": "float32",
+        "tensorboard": False,
+        "sheet_every": 0,
+        "threads": 1,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    },
+    "stages": [
+        {
+            "name": "invertible",
+            "method": "classify",
+            "backbone": NETWORK,
+            "degrade": "clean",
+            "steps": 2,
+            "optimiser": {"learning_rate": 0.01},
+        },
+        {
+            "name": "student",
+            "method": {"name": "distil", "teacher": NETWORK, "loss": "kd"},
+            "load": [TEACHER, HEAD],
+            "degrade": {"name": "corruptions", "set": "cifar", "names": ["gaussian_noise", "contrast"]},
+            "steps": 6,
+            "optimiser": {"learning_rate": 0.01},
+        },
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for number in range(16):
+        folder = root / "pictures" / f"class {number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((32, 32)).save(folder / f"{number}.png")
+    return root
+
+
+def tiny(loss: str = "kd", *overrides: str) -> config.Recipe:
+    raw = copy.deepcopy(TINY)
+    raw["stages"][1]["method"]["loss"] = loss
+    if loss != "kd":
+        raw["stages"][1]["load"] = [TEACHER]
+    return config.parse_recipe(raw, overrides)
+
+
+def run(recipe: config.Recipe, data: Path, out: Path, **options) -> list[str]:
+    recipe.out = str(out)
+    said: list[str] = []
+    run_recipe(recipe, data=data, show_progress=False, say=said.append, **options)
+    return said
+
+
+def of(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def last(run: Path, stage: str) -> dict[str, torch.Tensor]:
+    return load_parts(max((run / "stages" / stage).glob("step-*")))
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(tiny(), data, out)
+    return out
+
+
+def test_the_classifier_of_stage_one_is_the_teacher_as_it_came(finished):
+    first, second = last(finished, "1-invertible"), last(finished, "2-student")
+    assert len(of(first, "encoder.")) > 50
+    assert equal(of(first, "encoder."), of(second, "teacher."))
+    assert equal(of(first, "head."), of(second, "teacher_head."))
+
+
+def test_the_model_at_the_end_is_the_student_alone(finished):
+    encoder, card = load_model(finished)
+    assert card["architecture"] == {"name": "cifar_resnet18", "arguments": {"width": 4}}
+    assert card["training"]["method"] == "distil"
+    assert equal(dict(encoder.state_dict()), of(last(finished, "2-student"), "encoder."))
+
+
+def test_the_loss_is_in_the_log(finished):
+    with (finished / "stages" / "2-student" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    for row in rows:
+        assert float(row["distillation"]) > 0
+        expected = float(row["recognition"]) + 2 * float(row["distillation"])
+        assert float(row["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["vid", "pkt"])
+def test_a_run_that_was_stopped_comes_to_the_same_bits(loss, data, tmp_path, monkeypatch):
+    """With its own parameters and their momentum, and with an average of the weights; stopped between checkpoints."""
+    overrides = ["stages.1.ema=0.9", "stages.1.optimiser.name=adamw"] if loss == "vid" else []
+    run(tiny(loss, *overrides), data, tmp_path / "whole")
+    forward = Distil.forward
+    steps = []
+
+    def until_the_power_is_gone(self, batch):
+        steps.append(1)
+        if len(steps) == 4:
+            raise LrfaceError("the power is gone")
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distil, "forward", until_the_power_is_gone)
+        with pytest.raises(LrfaceError, match="power"):
+            run(tiny(loss, *overrides), data, tmp_path / "stopped")
+    said = run(tiny(loss, *overrides), data, tmp_path / "stopped")
+    assert any("resumes from" in line and "step-00000002" in line for line in said)
+    whole, stopped = last(tmp_path / "whole", "2-student"), last(tmp_path / "stopped", "2-student")
+    assert equal(whole, stopped)
+    assert any(key.startswith("distillation.regressor.") for key in whole) is (loss == "vid")
+    assert any(key.startswith("teacher.") for key in whole)
+
+
+def test_a_teacher_from_a_model_on_disk(finished, data, tmp_path):
+    """One teacher for many students."""
+    recipe = tiny("sp")
+    del recipe.stages[0]
+    recipe.stages[0].load = [{"path": str(finished / "stages" / "1-invertible"), "to": "teacher"}]
+    said = run(recipe, data, tmp_path / "run")
+    assert any("teacher comes from" in line for line in said)
+    assert equal(
+        of(last(finished, "1-invertible"), "encoder."), of(last(tmp_path / "run", "1-student"), "teacher.")
+    )
+    recipe.stages[0].load = [{"path": str(finished), "to": "teacher"}]
+    with pytest.raises(LrfaceError, match="cifar_resnet18.* is of another architecture"):
+        run(recipe, data, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "loss, overrides, message",
+    [
+        ("fitnet", ["stages.1.load=[]"], "stages.1.load lacks teacher, .*add {from: encoder, to: teacher}"),
+        ("fitnet", ["stages.1.load=[{from: encoder, to: teacher.body}]"], "teacher.body: encoder of stage"),
+        ("kd", ["stages.1.load=[{from: encoder, to: teacher}]"], "lacks teacher_head, .*{from: head, to: teacher_head}"),
+        ("kd", ["stages.1.load=[{from: head, to: teacher_head}]"], "stages.1.load lacks teacher, which knows nothing"),
+        ("pkt", ["stages.1.load=[{from: encoder, to: teacher}, {from: head, to: teacher_head}]"], "has no teacher_head"),
+        ("vid", ["stages.0.backbone={name: cifar_resnet18, width: 4}"], "teacher: encoder of stage 'invertible' is of an"),
+        ("sp", ["stages.1.accumulate=2"], r"method Distil cannot take a batch in parts \(accumulate=2\): its loss comp"),
+        ("kd", ["head=cosface"], "stage 'student': the loss kd compares class probabilities"),
+        ("kd", ["stages.1.method.los=kd"], r"stage 'student': unknown key method.los .*did you mean 'loss'"),
+        ("kd", ["stages.1.method.encoder=x"], "method.encoder follows from the rest of the recipe"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_found_before_the_first_stage(
+    loss, overrides, message, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recipes.Trainer, "fit", pytest.fail)
+    with pytest.raises(UsageError, match=message):
+        run(tiny(loss, *overrides), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# The shipped recipes.
+
+
+@pytest.mark.parametrize("name", ["kd", "fitnet", "pkt", "vid", "sp"])
+def test_the_shipped_recipes_differ_from_qualnet_in_the_second_method_alone(name):
+    recipe, qualnet = load_recipe(f"cifar10/distil_{name}"), load_recipe("cifar10/qualnet")
+    methods = [build_method(recipe, stage, 10) for stage in recipe.stages]
+    check_loads(recipe, methods)
+    assert [type(method).__name__ for method in methods] == ["Classify", "Distil"]
+    assert methods[1].weight == methods[1].distillation.published_weight
+    assert recipe.stages[1].method.arguments == {
+        "teacher": config.to_plain(recipe.stages[0].backbone),
+        "loss": name,
+    }
+    # The same seed gives the same teacher as QualNet's decoder, and both students see the same images.
+    assert recipe.stages[0] == qualnet.stages[0]
+    own, other = (copy.deepcopy(each.stages[1]) for each in (recipe, qualnet))
+    for stage in (own, other):
+        stage.name = stage.method = stage.load = None
+        stage.optimiser.layers = []
+    assert own == other
+    assert (recipe.seed, recipe.data, recipe.backbone, recipe.head) == (
+        qualnet.seed,
+        qualnet.data,
+        qualnet.backbone,
+        qualnet.head,
+    )
+    smaller = load_recipe(f"cifar10/distil_{name}", ["stages.0.backbone.blocks=[1, 1, 1]"])
+    assert smaller.stages[1].method.arguments["teacher"]["blocks"] == [1, 1, 1]  # said once, for both stages
+
+
+def test_a_student_begins_as_with_qualnet(monkeypatch):
+    """Whatever teaches it: the same seed gives the same first weights of both stages."""
+    found = []
+    for name in ("distil_kd", "distil_vid", "qualnet"):
+        recipe = load_recipe(f"cifar10/{name}")
+        torch.manual_seed(recipe.seed)
+        methods = [build_method(recipe, stage, 10) for stage in recipe.stages]
+        found.append([{**of(m.state_dict(), "encoder."), **of(m.state_dict(), "head.")} for m in methods])
+    for others in found[1:]:
+        assert all(equal(one, other) for one, other in zip(found[0], others, strict=True))
