@@ -278,7 +278,7 @@ def parse_named(text: str) -> tuple[str | None, str]:
         or Path(text).exists()
     ):
         return None, text
-    return name.strip(), model
+    return name.strip(), model.strip()
 
 
 def open_networks(
@@ -367,7 +367,13 @@ def open_data(data: str | Path, root: str | Path | None = None, show_progress: b
     if str(data) in KNOWN_BENCHMARKS and not Path(data).exists():
         faces = open_faces(data, root, aligned=True, show_progress=show_progress)
         return SourceImages(faces.name, faces.source)
-    place = find_data(str(data), root)
+    try:
+        place = find_data(str(data), root)
+    except LrfaceError as error:
+        raise LrfaceError(
+            f"{data}: no such images as it stands, below --data, $LRFACE_DATA or ~/.cache/lrface, nor a face benchmark "
+            f"({', '.join(KNOWN_BENCHMARKS)})"
+        ) from error
     if place.suffix == ".bin" or place.is_dir() and _is_benchmark(place):
         faces = open_faces(place, root, aligned=True, show_progress=show_progress)
         return SourceImages(faces.name, faces.source)
@@ -399,10 +405,11 @@ def choose_classes(images: ImageSet, names: Sequence[str], classes: str | int, w
         LrfaceError: too few images of a class, or too few classes that have enough.
     """
     counts = np.bincount(check_labels(images), minlength=len(names))
+    text = str(classes).strip()
     number = (
-        int(classes) if str(classes).strip().lstrip("-").isdigit() and str(classes) not in names else None
-    )
-    asked = [part.strip() for part in str(classes).split(",") if part.strip()] if number is None else []
+        int(text) if text.removeprefix("-").isdecimal() else None
+    )  # a class called 4 is named with another: 4,7
+    asked = [part.strip() for part in text.split(",") if part.strip()] if number is None else []
     shown = len(asked) if number is None else number
     if not 2 <= shown <= len(COLOURS):
         raise UsageError(
