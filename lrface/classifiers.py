@@ -21,6 +21,7 @@ from lrface.embed import _first_line, _is_module_function, _made_by_user, _onnx_
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import read_json
 from lrface.models.blocks import channels_last
+from lrface.models.weights import read_weights
 from lrface.registry import nearest
 from lrface.train.trainer import resolve_device
 
@@ -298,36 +299,6 @@ def _run(path: Path, device: str) -> _Found:
 
 
 # --------------------------------------------------------------------------------------------- networks of others
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or PyTorch file, which may hold them under state_dict or model and behind
-    ``module.``; nothing in it is run. Raises LrfaceError."""
-    if file.suffix == ".safetensors":
-        from lrface.train.checkpoint import load_state
-
-        return load_state(file)
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch raises whatever a damaged file leads to
-        raise LrfaceError(
-            f"{file} cannot be read as tensors alone ({_first_line(error)}); save its state_dict by itself with "
-            "torch.save, or as .safetensors"
-        ) from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(value, Tensor) for value in found.values())
-    ):
-        raise LrfaceError(f"{file} holds no state_dict: tensors by name were expected")
-    prefix = "module."
-    if all(key.startswith(prefix) for key in found):
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return dict(found)
 
 
 def _filled(text: str, file: Path, build: Callable[[int], nn.Module]) -> nn.Module:

@@ -27,6 +27,7 @@ from lrface.files import locked, read_json, write_json, write_text
 from lrface.heads import build_head
 from lrface.methods import METHODS, Method
 from lrface.models import build_backbone, build_decoder_for
+from lrface.models.library import start_networks
 from lrface.registry import nearest
 from lrface.train.checkpoint import (
     MODEL,
@@ -706,7 +707,13 @@ def load_start(
     before: Path | None,
     say: Callable[[str], None],
 ) -> None:
-    """Fill the method's networks from the stage before or models on disk, the first stage's encoder by start_from."""
+    """Fill the method's networks from the stage before or models on disk, the first stage's encoder by start_from, and
+    what is left of them from the files that backbones name with ``weights``."""
+    loaded = {target for _, target in map(_from_to, stage.load)}
+    if before is None and recipe.start_from is not None:
+        loaded.add("encoder")
+    for line in start_networks(method, loaded):
+        say(f"stage {stage.name}: {line}")
     if before is None and recipe.start_from is not None:
         _fill_from_model(method.encoder, recipe.start_from, f"start_from {recipe.start_from}")
         say(f"stage {stage.name}: encoder starts from {recipe.start_from}")

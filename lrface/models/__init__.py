@@ -12,6 +12,7 @@ from lrface.models.cifar_resnet import CifarResNet18
 from lrface.models.decoder import SubpixelDecoder
 from lrface.models.iresnet import LAYERS, ImprovedResNet
 from lrface.models.irevnet import BLOCKS, IRevNet, IRevNetInverse
+from lrface.models.library import TimmBackbone, TorchvisionBackbone
 from lrface.models.mobilefacenet import MobileFaceNet
 from lrface.models.preact_resnet import PreActivationResNet
 from lrface.registry import Registry
@@ -26,6 +27,10 @@ for _depth in (18, 50):
 for _depth in LAYERS:
     BACKBONES.register(f"ir{_depth}", partial(ImprovedResNet, depth=_depth))
     BACKBONES.register(f"ir_se{_depth}", partial(ImprovedResNet, depth=_depth, squeeze=True))
+BACKBONES.register("torchvision", TorchvisionBackbone)
+BACKBONES.register("timm", TimmBackbone)
+for _model in ("resnet18", "resnet50", "resnext101_32x8d"):
+    BACKBONES.register(_model, partial(TorchvisionBackbone, model=_model))
 BACKBONES.register("irevnet", IRevNet)
 for _depth, _blocks in BLOCKS.items():
     BACKBONES.register(

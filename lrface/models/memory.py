@@ -26,7 +26,9 @@ def recompute_activations(encoder: nn.Module) -> None:
             "again; set it to false"
         )
     for block in body:
-        block.forward = _Recomputed(block)
+        # What has no weights is cheap to keep, and a ReLU in place would change its own input a second time.
+        if next(block.parameters(), None) is not None:
+            block.forward = _Recomputed(block)
 
 
 class _Recomputed:
