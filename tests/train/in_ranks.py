@@ -13,7 +13,7 @@ from lrface.data.synthetic import SyntheticFaces
 from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import LrfaceError
 from lrface.heads import build_head
-from lrface.methods import Classify, QualNet
+from lrface.methods import Classify, Distil, QualNet
 from lrface.methods.base import Method, StepOutput
 from lrface.models import build_backbone, build_decoder
 from lrface.train import distributed
@@ -83,6 +83,11 @@ def faces(kind: str, head: dict[str, Any]) -> Method:
     policy = ResolutionPolicy(0.5, sizes=(28, 14))
     if kind == "classify":
         return Classify(policy=policy, **parts)
+    if kind.startswith("distil"):
+        teacher = {"name": "ir18", "width": 4, "embedding_size": 8}
+        # So heavy that most of the gradient is the distillation's.
+        weight = {"fitnet": 10.0, "vid": 10.0}.get(loss := kind.removeprefix("distil_"))
+        return Distil(policy=policy, teacher=teacher, loss=loss, weight=weight, **parts)
     decoder = build_decoder("subpixel", encoder.feature_channels, width=16)
     frozen = ("decoder", "batchnorm") if kind == "frozen" else ()
     return QualNet(policy=policy, decoder=decoder, freeze=frozen, **parts)
@@ -94,7 +99,11 @@ CASES = {
     "classify_partial": ("classify", {"name": "partial", "of": "arcface", "sample_share": 1.0}, {}),
     "qualnet": ("qualnet", {"name": "cosface"}, {}),
     "qualnet_frozen": ("frozen", {"name": "cosface"}, {"sync_batchnorm": False}),
+    "distil_pkt": ("distil_pkt", {"name": "cosface"}, {}),
+    "distil_sp": ("distil_sp", {"name": "cosface"}, {}),
+    "distil_vid": ("distil_vid", {"name": "cosface"}, {}),
     "fsdp": ("qualnet", {"name": "cosface"}, {"strategy": "fsdp"}),
+    "fsdp_distil": ("distil_sp", {"name": "cosface"}, {"strategy": "fsdp"}),
 }
 
 
