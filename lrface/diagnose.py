@@ -52,6 +52,7 @@ def profile_recipe(
     method = build_method(recipe, stage, len(source.identities))
     trainer = build_trainer(recipe, show_progress, say)
     epoch_images = images_of_epoch(recipe, source)
+    method.epoch_steps = epoch_images // batch_size
     dataset = open_dataset(recipe, source, method, show_progress)
     folder = Path(recipe.out or f"runs/{recipe.name}") / "profile"
     planned = Stage(
@@ -93,5 +94,6 @@ def replay_failed(
     source, name = build_source(recipe, data)
     source, _ = training_faces(recipe, source, name, say)
     method = build_method(recipe, stage, len(source.identities))
+    method.epoch_steps = images_of_epoch(recipe, source) // recipe.data.batch_size
     recipe.trainer.compile = False
     return build_trainer(recipe, False, say).replay(method, path)

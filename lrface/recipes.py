@@ -404,6 +404,8 @@ def _run(
         validation.check_input_size(methods[0].encoder.input_size)  # type: ignore[arg-type]
     epoch_images = images_of_epoch(recipe, source)
     steps = [stage_steps(stage, epoch_images, batch_size) for stage in recipe.stages]
+    for method in methods:
+        method.epoch_steps = epoch_images // batch_size
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
     with ExitStack() as stack:

@@ -1,6 +1,7 @@
 """The seam between methods and the trainer: what one training step computes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +36,10 @@ class Method(nn.Module):
             ``not_accumulable_because`` says so to the user.
         must_load: parts that mean nothing with fresh weights, such as a teacher, and what part of the stage before each
             usually comes from: a stage has to load them.
+        splittable: whether FSDP may spread the weights over ranks, which are then whole within ``forward`` alone. False
+            where ``prepare`` computes with them.
+        epoch_steps: steps in an epoch of the run, told before the first step; None where nobody did.
+        autocast: gives the precision of the run for networks that ``prepare`` runs; the training step sets it.
     """
 
     encoder: nn.Module
@@ -42,6 +47,9 @@ class Method(nn.Module):
     accumulable: bool = True
     not_accumulable_because: str = "its loss compares the images of a batch with each other"
     must_load: Mapping[str, str] = MappingProxyType({})
+    splittable: bool = True
+    epoch_steps: int | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Augmentation on the device, outside of autograd; returns the batch."""

@@ -4,7 +4,9 @@ noise1x1   convolutions of one pixel: every pixel's noise is drawn by itself, fr
 noise3x3   the second convolution sees 3 x 3 pixels: noise that is correlated within them (Table 7)
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,3 +103,20 @@ class NoiseGenerator(nn.Module):
 NOISE_GENERATORS: Registry[NoiseGenerator] = Registry("generator")
 NOISE_GENERATORS.register("noise1x1", partial(NoiseGenerator, kernel=1))
 NOISE_GENERATORS.register("noise3x3", partial(NoiseGenerator, kernel=3))
+
+
+def build_noise_generator(generator: Any, channels: int) -> NoiseGenerator:
+    """The generator of this name, or of a mapping with a name and arguments, for images of ``channels`` channels.
+
+    Raises:
+        UsageError: unknown name or arguments.
+    """
+    named = {"name": generator} if isinstance(generator, str) else generator
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
+        raise UsageError(
+            f"method.generator must be a name, or a mapping with a name and arguments; found {generator!r}"
+        )
+    for key, source in (("channels", "the backbone"), ("seed", "the seed of the run")):
+        if key in named:
+            raise UsageError(f"method.generator.{key} follows from {source}; remove it")
+    return NOISE_GENERATORS.build(**{**named, "channels": channels})

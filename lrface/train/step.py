@@ -63,6 +63,7 @@ class TrainingStep:
         self.fabric, self.model, self.method = fabric, model, method
         self.optimiser, self.wrapped = optimiser, wrapped
         self.accumulate, self.clip_norm = accumulate, clip_norm
+        method.autocast = fabric.autocast
         self.parameters = [p for group in optimiser.param_groups for p in group["params"]]
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)
         self.phase: Callable[[str], AbstractContextManager[Any]] = without_phases
