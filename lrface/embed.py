@@ -760,6 +760,9 @@ def _load_torch(path: Path, device: torch.device, precision: str, threads: int |
             f"{error}; it holds {', '.join(other.name for other in others)}: name the file"
         ) from error
     encoder, card = load_model(weights, device)
+    if not card["embedding_size"]:
+        name = card["architecture"]["name"]
+        raise LrfaceError(f"{weights} is {name}, a corruption network: it draws images and embeds none")
     if card["input"]["colour"] != "RGB":
         raise LrfaceError(
             f"{weights} takes {card['input']['colour']} images; faces are embedded by networks of RGB images"

@@ -26,7 +26,7 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.files import locked, read_json, write_json, write_text
 from lrface.heads import build_head
 from lrface.methods import METHODS, Method
-from lrface.models import build_backbone, build_decoder_for
+from lrface.models import CorruptionNetwork, build_decoder_for, build_network
 from lrface.models.library import start_networks
 from lrface.registry import nearest
 from lrface.train.checkpoint import (
@@ -214,12 +214,19 @@ def build_method(recipe: config.Recipe, stage: config.Stage, identities: int) ->
             if key in named.arguments:
                 raise UsageError(f"{part}.{key} follows from the rest of the recipe and the data; remove it")
     network = stage_backbone(recipe, stage)
-    encoder = build_backbone(network.name, **network.arguments)
-    arguments: dict[str, Any] = {
-        "encoder": encoder,
-        "head": build_head(recipe.head.name, encoder.embedding_size, identities, **recipe.head.arguments),
-    }
-    if stage.method.name == "qualnet":
+    encoder = build_network(network.name, **network.arguments)
+    arguments: dict[str, Any] = {"encoder": encoder}
+    draws = stage.method.name == "restore"
+    if isinstance(encoder, CorruptionNetwork) != draws:
+        raise UsageError(
+            f"stage {stage.name!r}: the method restore trains a corruption network, the others a backbone; found "
+            f"{stage.method.name} with {network.name}"
+        )
+    if not isinstance(encoder, CorruptionNetwork):
+        arguments["head"] = build_head(
+            recipe.head.name, encoder.embedding_size, identities, **recipe.head.arguments
+        )
+    if stage.method.name == "qualnet" and not isinstance(encoder, CorruptionNetwork):
         arguments["decoder"] = build_decoder_for(encoder, recipe.decoder.name, **recipe.decoder.arguments)
     try:
         arguments["policy"] = stage_policy(stage)
@@ -424,6 +431,12 @@ def _run(
             str(out),
             str(out / MODEL),
             sha256(config.to_yaml(recipe).encode()).hexdigest(),
+        for stage, method in zip(recipe.stages, methods, strict=True):
+            if not method.encoder.embedding_size:
+                raise UsageError(
+                    f"validate compares embeddings, and stage {stage.name!r} trains a network that draws images; leave "
+                    "validate out, or train that network in a recipe of its own and load it with {path: RUN}"
+                )
             "",
             images,
             identities,

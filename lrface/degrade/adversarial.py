@@ -164,29 +164,45 @@ def perturb(
     attack: Attack | None = None,
     similarity: float | None = 0.3,
     keep: bool = False,
-    loss: Loss | None = None,
 ) -> Perturbed:
-    """Adversarial corruptions of a batch.
+    """Adversarial corruptions of a batch: :func:`perturb_against` with the cross-entropy of a classifier's logits.
 
     Args:
+        classifier: images float [n, 3, h, w] in [0, 1] -> logits [n, classes], each image by itself: in eval mode. Its
+            gradients and statistics stay as they are.
+    """
+
+    def loss(corrupted: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(classifier(corrupted).float(), labels, reduction="none")
+
+    return perturb_against(loss, images, labels, network, seeds, attack, similarity, keep)
+
+
+def perturb_against(
+    loss: Loss,
+    images: Tensor,
+    labels: Tensor,
+    network: CorruptionNetwork,
+    seeds: Tensor,
+    attack: Attack | None = None,
+    similarity: float | None = 0.3,
+    keep: bool = False,
+) -> Perturbed:
+    """Corruptions of a batch that raise ``loss``.
+
+    Args:
+        loss: see :func:`ascend`.
         images: RGB float [n, 3, h, w] in [0, 1].
         labels: int64 [n].
-        classifier: images -> logits [n, classes], each image by itself: in eval mode. Its gradients and statistics stay
-            as they are.
         network: as trained, in eval mode.
         seeds: int64 [n] on any device, one for the random numbers of each image.
         attack: :class:`Attack`, by default the paper's.
         similarity: least SSIM with the clean image; see :func:`limit_similarity`. None for no limit.
         keep: also give the perturbations, as large as n networks.
-        loss: what is maximised instead of the cross-entropy of the classifier's logits; then it is not called.
     """
     attack = attack or Attack()
-
-    def cross_entropy(corrupted: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(classifier(corrupted).float(), labels, reduction="none")
-
     parts = [
-        _perturb_chunk(*chunk, network, loss or cross_entropy, attack, similarity, keep)
+        _perturb_chunk(*chunk, network, loss, attack, similarity, keep)
         for chunk in zip(
             images.split(attack.chunk),
             labels.split(attack.chunk),

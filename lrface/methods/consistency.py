@@ -1,8 +1,10 @@
 """Classification whose predictions for degraded views of an image agree with those for the clean one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from lrface.data.dataset import as_float
 from lrface.degrade.policy import Policy
@@ -35,14 +37,7 @@ class Consistency(Method):
         self, encoder: FaceBackbone, head: Head, policy: Policy, weight: float = 12.0, views: int = 2
     ):
         super().__init__()
-        if not 0 <= weight < float("inf"):
-            raise UsageError(f"method.weight (lambda) must be at least 0; found {weight}")
-        if views < 1:
-            raise UsageError(f"method.views must be at least 1; found {views}")
-        if not isinstance(head, Softmax):
-            raise UsageError(
-                "the method consistency compares class probabilities, which a linear classifier gives; set head: softmax"
-            )
+        check_consistency(head, weight, views, "weight")
         self.encoder = encoder
         self.head = head
         self.policy = policy
@@ -58,17 +53,41 @@ class Consistency(Method):
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         views = [batch["hq"], *(batch[f"view {number}"] for number in range(self.views))]
-        count, labels = len(views[0]), batch["label"]
-        embeddings = self.encoder(torch.cat(views))
-        recognition = self.head.loss(embeddings[:count], labels)
-        logits = self.head(embeddings, labels.repeat(len(views)))
-        divergence = jensen_shannon(logits.split(count))
-        return StepOutput(
-            recognition.loss + self.weight * divergence,
-            {
-                "recognition": recognition.loss.detach(),
-                "divergence": divergence.detach(),
-                "accuracy": recognition.accuracy,
-                **recognition.logs,
-            },
+        return consistent_step(self.encoder, self.head, views, batch["label"], self.weight)
+
+
+def check_consistency(head: Head, weight: float, views: int, name: str) -> None:
+    """Raises UsageError for what :class:`Consistency` refuses; ``name`` is that of the argument ``weight``."""
+    if not 0 <= weight < float("inf"):
+        raise UsageError(f"method.{name} (lambda) must be at least 0; found {weight}")
+    if views < 1:
+        raise UsageError(f"method.views must be at least 1; found {views}")
+    if not isinstance(head, Softmax):
+        raise UsageError(
+            "consistency compares class probabilities, which a linear classifier gives; set head: softmax"
         )
+
+
+def consistent_step(
+    encoder: nn.Module, head: Head, views: Sequence[Tensor], labels: Tensor, weight: float
+) -> StepOutput:
+    """Cross-entropy on the first of an image's views + ``weight`` times the divergence of the predictions for all.
+
+    Args:
+        views: float [n, c, h, w] each; one batch to the encoder.
+        labels: int64 [n].
+    """
+    count = len(views[0])
+    embeddings = encoder(torch.cat(list(views)))
+    recognition = head.loss(embeddings[:count], labels)
+    logits = head(embeddings, labels.repeat(len(views)))
+    divergence = jensen_shannon(logits.split(count))
+    return StepOutput(
+        recognition.loss + weight * divergence,
+        {
+            "recognition": recognition.loss.detach(),
+            "divergence": divergence.detach(),
+            "accuracy": recognition.accuracy,
+            **recognition.logs,
+        },
+    )

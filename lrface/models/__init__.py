@@ -9,17 +9,21 @@ from torch import nn
 from lrface.errors import UsageError
 from lrface.models.blocks import FaceBackbone
 from lrface.models.cifar_resnet import CifarResNet18
+from lrface.models.compressive_autoencoder import CompressiveAutoencoder
 from lrface.models.decoder import SubpixelDecoder
+from lrface.models.edsr import EDSR
 from lrface.models.iresnet import LAYERS, ImprovedResNet
 from lrface.models.irevnet import BLOCKS, IRevNet, IRevNetInverse
 from lrface.models.library import TimmBackbone, TorchvisionBackbone
 from lrface.models.mobilefacenet import MobileFaceNet
 from lrface.models.preact_resnet import PreActivationResNet
+from lrface.models.per_example import CorruptionNetwork, load_published
 from lrface.registry import Registry
 
 BACKBONES: Registry[FaceBackbone] = Registry("backbone")
 DECODERS: Registry[nn.Module] = Registry("decoder")
 
+CORRUPTION_NETWORKS: Registry[CorruptionNetwork] = Registry("corruption network")
 BACKBONES.register("mobilefacenet", MobileFaceNet)
 BACKBONES.register("cifar_resnet18", CifarResNet18)
 for _depth in (18, 50):
@@ -76,6 +80,8 @@ DECODERS.register("subpixel", SubpixelDecoder)
 DECODERS.register("irevnet_inverse", _irevnet_inverse)
 
 
+CORRUPTION_NETWORKS.register("edsr", EDSR)
+CORRUPTION_NETWORKS.register("compressive_autoencoder", CompressiveAutoencoder)
 def build_backbone(name: str, **arguments: Any) -> FaceBackbone:
     """The network ``name``: mobilefacenet, ir18, ir34, ir50, ir100, ir_se18 ... ir_se100 for faces of 112 pixels,
     cifar_resnet18, preact_resnet18 and preact_resnet50 for images of 32, and the i-RevNets of lrface.models.irevnet.
@@ -88,6 +94,37 @@ def build_backbone(name: str, **arguments: Any) -> FaceBackbone:
 
 def build_decoder(name: str, in_channels: int, **arguments: Any) -> nn.Module:
     """The decoder ``name`` for a feature map of ``in_channels`` channels.
+def build_network(name: str, **arguments: Any) -> FaceBackbone | CorruptionNetwork:
+    """What a stage can train and a card can name: a backbone, or a corruption network.
+
+    Raises:
+        UsageError: unknown name or arguments.
+    """
+    if name in CORRUPTION_NETWORKS.names():
+        return CORRUPTION_NETWORKS.build(name, **arguments)
+    return build_backbone(name, **arguments)
+
+
+def build_corruption_network(network: Any) -> CorruptionNetwork:
+    """The corruption network ``network``: a name, or a mapping of a name, its arguments and, with ``weights``, a file of
+    published weights (:func:`lrface.models.per_example.load_published`).
+
+    Raises:
+        UsageError: neither of them, an unknown name or arguments. LrfaceError: the file does not fit.
+    """
+    named = {"name": network} if isinstance(network, str) else network
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
+        raise UsageError(
+            f"a corruption network is a name, or a mapping with a name and arguments; found {network!r}"
+        )
+    arguments = dict(named)
+    weights = arguments.pop("weights", None)
+    built = CORRUPTION_NETWORKS.build(**arguments)
+    if weights is not None:
+        load_published(built, weights)
+    return built
+
+
 
     Raises:
         UsageError: unknown name or arguments.

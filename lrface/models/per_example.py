@@ -29,16 +29,20 @@ class PerExampleConv2d(nn.Conv2d):
         if self.weight.ndim == 4:
             return super().forward(x)
         n, channels, height, width = x.shape
+        weight = self.weight
+        if x.device.type == "cpu" and self.out_channels % 8:
+            # oneDNN takes half the time for 8 results of each group that it takes for 3.
+            weight = F.pad(weight, (0, 0) * 3 + (0, -self.out_channels % 8))
         out = F.conv2d(
             x.reshape(1, n * channels, height, width),
-            self.weight.reshape(-1, *self.weight.shape[2:]),
+            weight.reshape(-1, *weight.shape[2:]),
             None,
             self.stride,
             self.padding,
             self.dilation,
             groups=n,
         )
-        return _bias(out.view(n, -1, *out.shape[2:]), self.bias)
+        return _bias(out.view(n, -1, *out.shape[2:])[:, : self.out_channels], self.bias)
 
 
 class PerExampleConvTranspose2d(nn.ConvTranspose2d):

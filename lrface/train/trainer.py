@@ -237,6 +237,11 @@ class Trainer:
             load_classes(method, found)
         if self.spread.fsdp and stage.ema is not None:
             raise UsageError(f"stage {stage.name!r}: ema needs whole weights; set trainer.strategy=ddp")
+        if self.spread.fsdp and not method.splittable:
+            raise UsageError(
+                f"stage {stage.name!r}: method {type(method).__name__} computes with whole weights before its step; set "
+                "trainer.strategy=ddp"
+            )
         self.spread.prepare(method)
         groups = parameter_groups(method, stage.optimiser)
         fused = self.precision != "float16" and not self.spread.fsdp  # which PyTorch has for neither
