@@ -237,14 +237,14 @@ def run_features(
     steps = points * len(networks)
     with progress(steps, f"features of {found.origin}", unit="images", enabled=show_progress) as bar:
         for network in networks:
-            features = [_features(network, part, batch_size, bar.advance) for part in (high, low)]
-            figures = feature_figures(*features, labels)
+            clean, degraded = (_features(network, part, batch_size, bar.advance) for part in (high, low))
+            figures = feature_figures(clean, degraded, labels)
             run.results.append(
                 {"name": network.name, "model": network.text, "model_sha256": network.sha256, **figures}
             )
             if file is not None:
                 assert perplexity is not None
-                run.places[network.name] = _places(np.concatenate(features), perplexity, seed)
+                run.places[network.name] = _places(np.concatenate([clean, degraded]), perplexity, seed)
     if file is not None:
         draw_features(run, file)
         write_json(file.with_suffix(".json"), run.to_json())

@@ -259,6 +259,51 @@ def test_bfloat16_autocast():
     assert distance(recomputed, plain) < 2 * distance(plain, exact)
 
 
+DEEP = dict(
+    blocks=BLOCKS[300],
+    strides=[2, 2, 2, 2],
+    channels=[24, 96, 384, 1536],
+    down_sampling=2,
+    input_size=64,
+    bottleneck=64,
+)
+
+
+def test_three_hundred_layers_in_float64():
+    x = images(DEEP, n=2, dtype=torch.float64)
+    found = []
+    for recompute in (True, False):
+        encoder = settle(network(**DEEP, recompute=recompute).double(), x)
+        with torch.no_grad():
+            assert (encoder.inverse(encoder.features(x)) - x).abs().max() < 1e-9
+        found.append(gradients(encoder.train(), x))
+    assert distance(*found) < 1e-8
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_is_computed_again_to_the_bit(layout, monkeypatch):
+    """However deep: what float32 rounds once would be another feature map after some dozen blocks in bfloat16."""
+    arguments = dict(blocks=[12, 12, 12], strides=[1, 2, 2], channels=[8, 32, 128], input_size=32)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 257, (4, 3, 32, 32), generator=generator).float() / 256  # exact after normalisation
+    x = x.contiguous(memory_format=layout)
+
+    def of(recompute):
+        encoder = network(**arguments, recompute=recompute).to(memory_format=layout)
+        return gradients(encoder, x, autocast=True)
+
+    recomputed = of(True)
+
+    def on_grid(self, x1, x2):  # the same network for autograd, gradients passing the rounding
+        x2 = x2.contiguous(memory_format=layout)
+        value = self.residual(x2).float()
+        rounded = value + (torch.round(value * 4096) / 4096 - value).detach()
+        return self.squeeze(x2), self.squeeze(x1) + rounded
+
+    monkeypatch.setattr(ReversibleBlock, "forward", on_grid)
+    assert distance(recomputed, of(False)) < 1e-6
+
+
 def test_the_backward_pass_has_the_precision_of_the_forward_pass():
     """Whatever autocast is set to when it runs."""
     x = images(BIJECTIVE)
