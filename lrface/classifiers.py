@@ -259,28 +259,19 @@ class _EncoderAndHead(nn.Module):
 
 
 def _run(path: Path, device: str) -> _Found:
-    from lrface.train.checkpoint import MODEL, PARTS, checkpoints, find_model, load_model, load_state
+    from lrface.train.checkpoint import PARTS, find_model, find_parts, load_model, load_state
 
     if not path.exists():
         raise LrfaceError(f"{path}: no such model; give {MODELS}")
     weights = find_model(path)
     encoder, card = load_model(weights, device)
-    # The head is in the checkpoint that the weights came from: the same folder, or one of the run's last stage.
-    folders = [weights.parent] if weights.name == MODEL else []
-    for stage in sorted((weights.parent / "stages").glob("*-*"), key=lambda each: each.name, reverse=True):
-        folders += reversed(checkpoints(stage))
-    for folder in folders:
-        if not (folder / PARTS).is_file():
-            continue
-        kept = read_json(folder / "model.json", "the card of the checkpoint")
-        if kept.get("weights_sha256") == card.get("weights_sha256"):
-            parts = load_state(folder / PARTS)
-            break
-    else:
+    folder = find_parts(weights, card)
+    if folder is None:
         raise LrfaceError(
             f"{weights} has no classes: a classifier needs the head of its training, which a run of `lrface train` keeps "
             "in its checkpoints (RUN/stages); none of this model was found there"
         )
+    parts = load_state(folder / PARTS)
     try:
         weight, bias = parts["head.linear.weight"], parts["head.linear.bias"]
     except KeyError:

@@ -125,7 +125,7 @@ class Stage:
 
     load: parts copied from the stage before: encoder, head, decoder, and others that a method has. ``{from: encoder, to:
         decoder.network}`` puts a part in another place, ``{path: RUN, to: decoder.network}`` the encoder of a model on
-        disk, in a first stage too.
+        disk, in a first stage too; ``{path: RUN, from: head, to: teacher_head}`` what it was trained with.
     backbone: the network of this stage, where it is not the recipe's.
     steps or epochs: exactly one.
     accumulate, ema: see lrface.train.trainer.Stage.
@@ -387,7 +387,7 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
 def _check_load(entry: str | dict[str, str], where: str) -> None:
     """Raises UsageError unless ``entry`` is a part's name, or says where something is from and which part it fills."""
     mapping = isinstance(entry, dict)
-    if mapping and set(entry) not in ({"from", "to"}, {"path", "to"}):
+    if mapping and set(entry) not in ({"from", "to"}, {"path", "to"}, {"path", "from", "to"}):
         raise UsageError(
             f"{where} must be a part, or a mapping such as {{from: encoder, to: decoder.network}} or {{path: RUN, "
             f"to: decoder.network}}; found {entry!r}"

@@ -33,7 +33,9 @@ from lrface.train.checkpoint import (
     MODEL,
     check_fits,
     fill,
+    find_model,
     latest_checkpoint,
+    load_beside,
     load_model,
     load_parts,
     make_card,
@@ -686,18 +688,22 @@ def check_loads(recipe: config.Recipe, methods: Sequence[Method]) -> None:
                 check_fits(filled, tensors(kept), f"{source} of stage {recipe.stages[index - 1].name!r}")
             except LrfaceError as error:
                 raise UsageError(f"stages.{index}.load: {target}: {error}") from error
-
-
         loaded = [target for _, target in map(_from_to, stage.load)]
         for part, source in methods[index].must_load.items():
-            if part not in loaded:
+            # A backbone of a library may name the file that it starts from.
+            if part not in loaded and getattr(methods[index].get_submodule(part), "weights", None) is None:
                 raise UsageError(
                     f"stages.{index}.load lacks {part}, which knows nothing with fresh weights: add {{from: {source}, "
-                    f"to: {part}}}, from the stage before, or {{path: RUN, to: {part}}}, from a model on disk"
+                    f"to: {part}}}, from the stage before, or {{path: RUN, from: {source}, to: {part}}}, from a run on "
+                    "disk"
                 )
+
+
 def _from_to(entry: str | dict[str, str]) -> tuple[str | None, str]:
     """An entry of ``load`` as the part of the stage before, None for a model on disk, and the part that it fills."""
-    return (entry, entry) if isinstance(entry, str) else (entry.get("from"), entry["to"])
+    if isinstance(entry, str):
+        return entry, entry
+    return None if "path" in entry else entry["from"], entry["to"]
 
 
 def _part(
@@ -738,7 +744,9 @@ def load_start(
         part = method.get_submodule(target)
         if source is None:
             assert isinstance(entry, dict)
-            _fill_from_model(part, entry["path"], f"stage {stage.name}: load {entry['path']}")
+            _fill_from_model(
+                part, entry["path"], f"stage {stage.name}: load {entry['path']}", entry.get("from", "encoder")
+            )
             say(f"stage {stage.name}: {target} comes from {entry['path']}")
             continue
         prefix = f"{source}."
@@ -749,9 +757,12 @@ def load_start(
             load_classes(method, before, momentum=False)
 
 
-def _fill_from_model(part: torch.nn.Module, path: str, what: str) -> None:
+def _fill_from_model(part: torch.nn.Module, path: str, what: str, source: str = "encoder") -> None:
     encoder, card = load_model(path)
-    fill(part, encoder.state_dict(), f"{what} ({card['architecture']})")
+    if source == "encoder":
+        fill(part, encoder.state_dict(), f"{what} ({card['architecture']})")
+    else:
+        fill(part, load_beside(find_model(path), card, source), f"{what}: {source}")
 
 
 def open_dataset(

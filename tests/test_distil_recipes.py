@@ -164,7 +164,7 @@ def test_a_teacher_from_a_model_on_disk(finished, data, tmp_path):
     assert equal(
         of(last(finished, "1-invertible"), "encoder."), of(last(tmp_path / "run", "1-student"), "teacher.")
     )
-    recipe.stages[0].load = [{"path": str(finished), "to": "teacher"}]
+    recipe.stages[0].load[0]["path"] = str(finished)
     with pytest.raises(LrfaceError, match="cifar_resnet18.* is of another architecture"):
         run(recipe, data, tmp_path / "other")
 
@@ -191,6 +191,53 @@ def test_what_does_not_fit_is_found_before_the_first_stage(
     with pytest.raises(UsageError, match=message):
         run(tiny(loss, *overrides), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_from_a_run_on_disk(finished, data, tmp_path):
+    """kd needs the teacher's classes, which the run keeps beside the encoder; the student's here, of its own width."""
+    stage = finished / "stages" / "2-student"
+    recipe = tiny("kd", "stages.1.method.teacher={name: cifar_resnet18, width: 4}")
+    del recipe.stages[0]
+    for place, name in ((finished, "head"), (stage, "head"), (stage / "step-00000006", "head")):
+        recipe.stages[0].load = [
+            {"path": str(place), "to": "teacher"},
+            {"path": str(place), "from": name, "to": "teacher_head"},
+        ]
+        out = tmp_path / f"run {place.name}"
+        run(recipe, data, out)
+        found, wanted = last(out, "1-student"), last(finished, "2-student")
+        assert equal(of(found, "teacher."), of(wanted, "encoder."))
+        assert equal(of(found, "teacher_head."), of(wanted, "head."))
+    recipe.stages[0].load[1]["from"] = "heads"
+    with pytest.raises(
+        LrfaceError, match="parts.safetensors has no heads; it has head, teacher, teacher_head"
+    ):
+        run(recipe, data, tmp_path / "other 1")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("model.safetensors", "model.json"):
+        (alone / name).write_bytes((finished / name).read_bytes())
+    recipe.stages[0].load[1].update({"from": "head", "path": str(alone)})
+    with pytest.raises(
+        LrfaceError, match="model.safetensors has no head: a run of `lrface train` keeps it in its ch"
+    ):
+        run(recipe, data, tmp_path / "other 2")
+    recipe.stages[0].load[1].update({"path": str(finished), "from": "teacher"})
+    with pytest.raises(LrfaceError, match="teacher is of another architecture"):
+        run(recipe, data, tmp_path / "other 3")
+
+
+def test_a_teacher_of_a_library_that_names_its_file_needs_no_load(data, tmp_path):
+    teacher = "{name: torchvision, model: resnet18, stem: quality, input_size: 32, weights: resnet18.pth}"
+    recipe = tiny("pkt", f"stages.1.method.teacher={teacher}", "stages.1.load=[]")
+    check_loads(recipe, [build_method(recipe, stage, 4) for stage in recipe.stages])
+    with pytest.raises(LrfaceError, match="resnet18.pth"):
+        run(recipe, data, tmp_path / "run")  # which there is none of
+    recipe = tiny(
+        "pkt", f"stages.1.method.teacher={teacher.replace(', weights: resnet18.pth', '')}", "stages.1.load=[]"
+    )
+    with pytest.raises(UsageError, match="stages.1.load lacks teacher"):
+        run(recipe, data, tmp_path / "run")
 
 
 # The shipped recipes.

@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_found_before_the_first_stage(overrides, message, d
             "[{from: encoder}]",
             r"stages.1.load.0 must be a part, or a mapping such as \{from: encoder, to: dec",
         ),
-        ("[{from: encoder, path: x, to: decoder}]", "stages.1.load.0 must be a part, or a mapping"),
+        ("[{from: encoder, path: x}]", "stages.1.load.0 must be a part, or a mapping"),
         ("[{from: encoder, to: 3}]", "stages.1.load.0 takes names; found 3"),
     ],
 )

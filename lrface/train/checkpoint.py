@@ -238,6 +238,39 @@ def _checkpoint_of(stage: Path, card: dict[str, Any]) -> Path | None:
     return latest_checkpoint(stage)
 
 
+def find_parts(weights: Path, card: dict[str, Any]) -> Path | None:
+    """The checkpoint that holds what a model was trained with: the model's own folder, or one of the run's stages."""
+    folders = [weights.parent] if weights.name == MODEL else []
+    for stage in sorted((weights.parent / "stages").glob("*-*"), key=_stage_number, reverse=True):
+        folders += reversed(checkpoints(stage))
+    for folder in folders:
+        if (folder / PARTS).is_file():
+            kept = read_json(folder / "model.json", "the card of the checkpoint").get("weights_sha256")
+            if kept == card.get("weights_sha256"):
+                return folder
+    return None
+
+
+def load_beside(weights: Path, card: dict[str, Any], part: str) -> dict[str, Tensor]:
+    """The tensors of a part of the method, such as its head, that ``lrface train`` learned beside a model.
+
+    Raises:
+        LrfaceError: no checkpoint of this model beside it, or one without this part.
+    """
+    folder = find_parts(weights, card)
+    if folder is None:
+        raise LrfaceError(
+            f"{weights} has no {part}: a run of `lrface train` keeps it in its checkpoints (RUN/stages), and none of this "
+            "model was found there"
+        )
+    state = load_state(folder / PARTS)
+    found = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+    if not found:
+        known = ", ".join(sorted({key.split(".")[0] for key in state})) or "nothing"
+        raise LrfaceError(f"{folder / PARTS} has no {part}; it has {known}")
+    return found
+
+
 def load_decoder(weights: Path, card: dict[str, Any], encoder: FaceBackbone) -> nn.Module:
     """The decoder that a finished run of `lrface train` learned beside its encoder, in eval mode.
 
