@@ -127,7 +127,8 @@ class Options:
 
     Attributes:
         name: of the result files; with the suite's behind it, for another than the first.
-        rows: those that were asked for, in the table's order.
+        table_rows: of the table.
+        rows: of these, those that are trained; the printed table shows the others without figures.
         steps, epochs: of every stage; None for the recipes'.
         images: how many test images are corrupted; None for all.
         overrides: for every row, before its own.
@@ -135,6 +136,7 @@ class Options:
 
     name: str
     suite: str
+    table_rows: tuple[Row, ...]
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
     runs: Path
@@ -173,7 +175,7 @@ def study_options(
         "--suite", choices=list(suites), default=suite, help=f"which recipes; default: {suite}"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", nargs="+", metavar="KEY", help="only these rows")
+    parser.add_argument("--rows", nargs="+", metavar="KEY", help="train only these rows")
     parser.add_argument("--steps", type=int, help="of every stage, instead of the recipes'")
     parser.add_argument("--epochs", type=float, help="of every stage, instead of the recipes'")
     parser.add_argument(
@@ -202,6 +204,7 @@ def study_options(
     return Options(
         name if found.suite == suite else f"{name}_{found.suite}",
         found.suite,
+        rows,
         tuple(row for row in rows if found.rows is None or row.key in found.rows),
         tuple(dict.fromkeys(found.seeds)),
         found.runs or Path("runs") / found.suite,
@@ -250,7 +253,7 @@ def run_study(
             results.append(result)
             figures = (f"{c.title} {_number(c.figure(result['evaluation']))}" for c in columns)
             print(f"{row.key}, seed {seed}: {', '.join(figures)}", file=sys.stderr)
-            text = (table or (lambda rows, done: markdown(rows, done, columns)))(options.rows, results)
+            text = (table or (lambda rows, done: markdown(rows, done, columns)))(options.table_rows, results)
             text += "".join(f"\n{note}\n" for note in notes)
             document = {
                 "table": title,
@@ -342,6 +345,8 @@ def train_run(
     if wanted.out is None:
         raise UsageError(f"a run of {recipe} needs a folder: add out=DIR to its overrides")
     folder = Path(wanted.out)
+    if _finished(wanted):
+        return read_json(folder / "summary.json", "the summary of the run")
     if donors is not None:
         taken = take_stages(wanted, donors)
         if taken is not None:
@@ -354,6 +359,19 @@ def train_run(
     if not (folder / "summary.json").exists():
         raise LrfaceError(f"{folder}: training was stopped before its end; the same command goes on")
     return read_json(folder / "summary.json", "the summary of the run")
+
+
+def _finished(recipe: config.Recipe) -> bool:
+    """Whether the recipe's folder holds its finished run. `lrface train` says what is the matter with any other."""
+    folder = Path(recipe.out or "")
+    if not all((folder / name).exists() for name in ("recipe.yaml", "summary.json", "model.json")):
+        return False
+    try:
+        other = config.parse_recipe(config.read_yaml(folder / "recipe.yaml"))
+    except UsageError:
+        return False
+    stages = ([_what_is_learned(one, stage) for stage in one.stages] for one in (recipe, other))
+    return _same_for_all_stages(recipe) == _same_for_all_stages(other) and next(stages) == next(stages)
 
 
 def take_stages(recipe: config.Recipe, donors: Path) -> Path | None:
@@ -541,9 +559,12 @@ def corruption_accuracy(figures: Figures) -> float | None:
     return _right(figures["mean_error"])
 
 
-def mean_corruption_error(figures: Figures) -> float | None:
-    """mCE in percent of AlexNet's errors; None where AlexNet has none (anything but ImageNet-C with all classes)."""
-    return figures["mce"]
+def error_column(options: Options, paper: Mapping[str, float]) -> Column:
+    """The mean corruption error beside the paper's mCE: mCE itself on ImageNet-C with all classes, elsewhere, where
+    AlexNet has no errors to divide by, the mean error over the 15 corruptions in percent."""
+    if options.suite == "imagenet":
+        return Column("mCE (%)", lambda figures: figures["mce"], paper)
+    return Column("mean corruption error (%)", lambda figures: figures["mean_error"], paper, "mCE (%)")
 
 
 def accuracy_on(corruption: str) -> Callable[[Figures], float | None]:

@@ -1,0 +1,56 @@
+"""Table C.1 of the QualNet paper's supplement: quality losses. lambda is 0.6.
+
+The perceptual loss needs VGG16's weights: torchvision's file in its own cache, or --set
+stages.quality.method.quality.weights=FILE with --rows perceptual.
+
+    python eval/tableC1_losses.py --data DATA --images 2000 --rows l1 l2 likelihood adversarial
+    python eval/tableC1_losses.py --data DATA --suite imagenet200      # the paper's networks, on a GPU
+"""
+
+from lrface.benchmarks.published import SOURCE, TABLE_C1
+from lrface.study import (
+    Column,
+    Row,
+    clean_accuracy,
+    corruption_accuracy,
+    corruption_evaluation,
+    run_study,
+    study_options,
+)
+
+LAMBDA = "stages.quality.method.quality_weight=0.6"
+LABELS = {
+    "l1": "L1",
+    "l2": "L2",
+    "likelihood": "likelihood",
+    "adversarial": "adversarial",
+    "perceptual": "perceptual",
+}
+
+
+def rows(recipe: str) -> tuple[Row, ...]:
+    """QualNet by quality loss; L1 is the run of Table 6."""
+    return (
+        Row("qualnet_0.6", "L1", recipe, (LAMBDA,), paper="l1"),
+        *(
+            Row(f"qualnet_{key}", label, recipe, (LAMBDA, f"stages.quality.method.quality={key}"), paper=key)
+            for key, label in LABELS.items()
+            if key != "l1"
+        ),
+    )
+
+
+SUITES = {"cifar10": rows("cifar10/qualnet")}
+
+if __name__ == "__main__":
+    options = study_options(__doc__, "tableC1_losses", SUITES)
+    run_study(
+        "QualNet Table C.1, quality losses",
+        options,
+        corruption_evaluation(options),
+        [
+            Column("clean (%)", clean_accuracy, {key: row[0] for key, row in TABLE_C1.items()}),
+            Column("corruptions (%)", corruption_accuracy, {key: row[1] for key, row in TABLE_C1.items()}),
+        ],
+        paper=f"{SOURCE}, supplement, Table C.1: ResNet-50, ImageNet-200",
+    )

@@ -1,0 +1,54 @@
+"""Table C.2 of the QualNet paper's supplement: lambda, the weight of the quality loss.
+
+lambda 0 is naive augmentation, as in the paper.
+
+    python eval/tableC2_lambda.py --data DATA --images 2000 --rows naive qualnet_0.2 qualnet_0.6 qualnet_1.0
+    python eval/tableC2_lambda.py --data DATA --suite imagenet200      # the paper's networks, on a GPU
+"""
+
+from lrface.benchmarks.published import SOURCE, TABLE_C2
+from lrface.study import (
+    Column,
+    Row,
+    clean_accuracy,
+    corruption_accuracy,
+    corruption_evaluation,
+    run_study,
+    study_options,
+)
+
+
+def rows(naive: str, qualnet: str) -> tuple[Row, ...]:
+    """Naive augmentation and QualNet with each lambda of the table."""
+    return (
+        Row("naive", "0 (naive augmentation)", naive, paper="0.0"),
+        *(
+            Row(
+                f"qualnet_{weight}",
+                f"{weight}",
+                qualnet,
+                (f"stages.quality.method.quality_weight={weight}",),
+                paper=f"{weight}",
+            )
+            for weight in TABLE_C2
+            if weight
+        ),
+    )
+
+
+SUITES = {"cifar10": rows("cifar10/corruptions", "cifar10/qualnet")}
+
+if __name__ == "__main__":
+    options = study_options(__doc__, "tableC2_lambda", SUITES)
+    run_study(
+        "QualNet Table C.2, lambda",
+        options,
+        corruption_evaluation(options),
+        [
+            Column("clean (%)", clean_accuracy, {f"{key}": row[0] for key, row in TABLE_C2.items()}),
+            Column(
+                "corruptions (%)", corruption_accuracy, {f"{key}": row[1] for key, row in TABLE_C2.items()}
+            ),
+        ],
+        paper=f"{SOURCE}, supplement, Table C.2: ResNet-50, ImageNet-200",
+    )
