@@ -1088,6 +1088,137 @@ def features(
         print_json(run.to_json()) if json_output else print(run.to_text())
 
 
+Classifiers = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="Classifiers as `lrface robustness` takes them."),
+]
+LabelledPath = Annotated[
+    Path,
+    typer.Option(
+        "--images",
+        help="Clean images with classes: class folders, Parquet, arrays, MNIST's files. Of 28 (grey), 32, 64 or 112 pixels "
+        "they are taken as they are, others as ImageNet's (256, the middle 224).",
+    ),
+]
+ImageCount = Annotated[
+    int | None, typer.Option("--count", help="So many of the images, drawn by --seed; 0 for all.")
+]
+
+
+@app.command()
+def perturbation(
+    model: Classifiers,
+    images: LabelledPath,
+    noise: Annotated[
+        str | None, typer.Option("--noise", help="Of gaussian,uniform,adversarial; default: all three.")
+    ] = None,
+    count: ImageCount = 1000,
+    seeds: Annotated[int, typer.Option("--seeds", help="Draws of Gaussian and of uniform noise.")] = 1,
+    generators: Annotated[
+        int, typer.Option("--generators", help="Fresh noise generators trained against each model.")
+    ] = 4,
+    generator: Annotated[
+        str,
+        typer.Option(
+            "--generator", help="noise1x1: pixels drawn by themselves; noise3x3: correlated within 3x3."
+        ),
+    ] = "noise1x1",
+    depth: Annotated[int, typer.Option("--depth", help="Convolutions of a generator.")] = 4,
+    steps: Annotated[int, typer.Option("--steps", help="Steps that a generator learns for.")] = 600,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of a generator (Adam).")] = 1e-3,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            "--epsilon",
+            help="L2 length of the noise that a generator learns with; default: the model's median for Gaussian noise.",
+        ),
+    ] = None,
+    train_images: Annotated[
+        Path | None,
+        typer.Option("--train-images", help="What generators learn on; default: the measured images."),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", help="Folder for pictures: images at the boundary, noise, densities."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the images, the noise and the generators.")] = 0,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images searched at once.")] = 256,
+    json_output: Json = False,
+) -> None:
+    """How much noise a classifier bears: the median size at which it errs, for Gaussian, uniform and adversarial noise.
+
+    Adversarial noise is drawn pixel by pixel from the worst distribution that a small network learns against the model.
+    Faces: networks with a softmax head on their own identities; an embedder has no classes to err about.
+    """
+    with errors_for_users():
+        from lrface.perturbation import GeneratorSettings, run_perturbation
+
+        settings = GeneratorSettings(
+            name=generator, epsilon=epsilon, steps=steps, learning_rate=learning_rate, depth=depth
+        )
+        run = run_perturbation(
+            model,
+            images,
+            noises=parse_names(noise),
+            count=count or None,
+            seeds=seeds,
+            generators=generators,
+            generator=settings,
+            train_images=train_images,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            pictures=pictures,
+        )
+        print_json(run.to_json()) if json_output else print(run.to_text())
+
+
+@app.command()
+def attack(
+    model: Classifiers,
+    images: LabelledPath,
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attack",
+            help="What, in which norm and how far: ddn=0.125, pgd:linf=1/255,2/255, pgd:l2=0.5, autoattack:linf=1/255, "
+            "autoattack+multitargeted:l2=0.5, ada=0.015; may be given again. Default: ddn=0.125 and pgd:linf=0.001.",
+        ),
+    ] = None,
+    count: ImageCount = 1000,
+    network: Annotated[
+        Path | None, typer.Option("--network", help="For ada: a run that trained a corruption network.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Default: the attack's own.")] = None,
+    restarts: Annotated[int | None, typer.Option("--restarts", help="Default: the attack's own.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the images and of the attacks.")] = 0,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images attacked at once.")] = 100,
+    json_output: Json = False,
+) -> None:
+    """Accuracy of classifiers under adversarial attacks, and the median distance where one looks for the smallest.
+
+    PGD and DDN are foolbox's, AutoAttack its authors': pip install 'lrface[attack]'.
+    """
+    with errors_for_users():
+        from lrface.attack_trials import parse_trials, run_trials
+
+        run = run_trials(
+            model,
+            images,
+            [trial for text in attacks or ("ddn=0.125", "pgd:linf=0.001") for trial in parse_trials(text)],
+            count=count or None,
+            network=network,
+            steps=steps,
+            restarts=restarts,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+        )
+        print_json(run.to_json()) if json_output else print(run.to_text())
+
+
 @app.command()
 def calibrate(
     model: ModelName,

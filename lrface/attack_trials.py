@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrface.benchmarks.perturbation import finite, median_size
 from lrface.benchmarks.report import format_columns
 from lrface.degrade.adversarial import Attack as AdaSettings
 from lrface.degrade.adversarial import perturb
 from lrface.errors import LrfaceError, UsageError
+from lrface.foolbox_attacks import ddn, import_foolbox, pgd
 from lrface.models.per_example import CorruptionNetwork
 from lrface.perturbation import Judge, LabelledImages, open_judge, read_labelled
 from lrface.progress import Progress, progress
@@ -64,11 +66,13 @@ class AttackKind:
         run: task -> images float32 [n, c, h, w].
         norms: the distances that it knows; the first is the default.
         about: what it is, for `--help` and reports.
+        smallest: whether it looks for the smallest distance at which the classifier errs, of which there is then a median.
     """
 
     run: Callable[[Task], Tensor]
     norms: tuple[str, ...]
     about: str
+    smallest: bool = False
 
 
 ATTACKS: dict[str, AttackKind] = {}
@@ -243,6 +247,8 @@ def adversarial_augment(task: Task) -> Tensor:
 register_attack(
     "multitargeted", AttackKind(multitargeted, ("linf", "l2"), "MultiTargeted, 200 steps, 10 restarts")
 )
+register_attack("pgd", AttackKind(pgd, ("linf", "l2"), "PGD by foolbox, 200 steps"))
+register_attack("ddn", AttackKind(ddn, ("l2",), "DDN by foolbox, 200 steps", smallest=True))
 register_attack("autoattack", AttackKind(auto_attack, ("linf", "l2"), "AutoAttack, standard"))
 register_attack(
     "ada", AttackKind(adversarial_augment, ("weights",), "AdA's inner maximisation, 10 steps, no SSIM limit")
@@ -298,13 +304,15 @@ def parse_trials(text: str) -> list[Trial]:
 
 
 @dataclass
-class AttackRun:
+class TrialRun:
     """Classifiers under attack.
 
     Attributes:
         about: ``origin, images, size, channels, seed, steps, restarts, network, broken``.
         results: of each model ``model, model_sha256, clean_accuracy`` and ``attacks``: ``attack, norm, size, accuracy``
-            (percent of all images that no attack of the trial made wrong) and ``lost`` (images by attack).
+            (percent of all images that no attack of the trial made wrong) and ``lost`` (images by attack); for attacks that
+            look for the smallest distance also ``median``, over all images, of which those wrong when clean count as 0
+            (None for infinity, where most are never fooled).
     """
 
     about: dict[str, Any]
@@ -333,6 +341,13 @@ class AttackRun:
             f"{self.about['images']} images of {self.about['origin']}; accuracy in percent",
             format_columns(header, lines),
         ]
+        for result in self.results:
+            parts += [
+                f"{result['model']}: median distance that {t['attack']} needs: "
+                + ("infinite" if t["median"] is None else f"{t['median']:.4g} ({t['norm']})")
+                for t in result["attacks"]
+                if "median" in t
+            ]
         if self.about["broken"]:
             parts.append(
                 f"{len(self.about['broken'])} images cannot be read; the first: {self.about['broken'][0][0]}"
@@ -340,7 +355,7 @@ class AttackRun:
         return "\n\n".join(parts)
 
 
-def run_attack(
+def run_trials(
     models: Sequence[str],
     images: str | Path,
     trials: Sequence[Trial],
@@ -353,7 +368,7 @@ def run_attack(
     device: str = "auto",
     batch_size: int = 100,
     show_progress: bool = True,
-) -> AttackRun:
+) -> TrialRun:
     """Accuracy of classifiers under attacks.
 
     Args:
@@ -384,8 +399,10 @@ def run_attack(
         raise UsageError("the attack ada needs a corruption network: --network RUN")
     if any("autoattack" in trial.names for trial in trials):
         _auto_attack()
+    if any({"pgd", "ddn"} & set(trial.names) for trial in trials):
+        import_foolbox()
     test = read_labelled(images, count, seed, show_progress)
-    run = AttackRun(
+    run = TrialRun(
         {
             "origin": str(images),
             "images": len(test.pixels),
@@ -431,6 +448,8 @@ def _trial(
 ) -> dict[str, Any]:
     """One line of a model's results."""
     left = right.clone()
+    least = torch.where(right, torch.inf, 0.0).double()
+    smallest = all(ATTACKS[name].smallest for name in trial.names)
     lost: Mapping[str, int] = dict.fromkeys(trial.names, 0)
     bar.advance(int((~right).sum()))
     for number, rows in enumerate(right.nonzero().squeeze(1).split(batch_size)):
@@ -447,7 +466,12 @@ def _trial(
                 size=trial.size,
                 seed=seed,
             )
-            fooled = fools(judge, task, ATTACKS[name].run(task), rows_left)
+            found = ATTACKS[name].run(task)
+            if smallest:
+                wrong = judge.wrong(found, rows_left)
+                length = distance(task.images, found, task.norm).double()
+                least[rows_left[wrong]] = torch.minimum(least[rows_left], length)[wrong]
+            fooled = fools(judge, task, found, rows_left)
             left[rows_left[fooled]] = False
             lost = {**lost, name: lost[name] + int(fooled.sum())}
         bar.advance(len(rows))
@@ -457,6 +481,7 @@ def _trial(
         "size": trial.size,
         "accuracy": round(100 * float(left.float().mean()), 4),
         "lost": dict(lost),
+        **({"median": finite(median_size(least.numpy()))} if smallest else {}),
     }
 
 
