@@ -483,6 +483,7 @@ SUITES: dict[str, tuple[str, str, str | None]] = {
     "cifar10": ("cifar10_c", "cifar10/test.parquet", None),
     "imagenet200": ("imagenet_c", "imagenet/val", "imagenet200"),
     "imagenet": ("imagenet_c", "imagenet/val", None),
+    "mnist": ("mnist_c", "mnist/test", None),
 }
 
 
