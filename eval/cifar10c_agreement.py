@@ -16,16 +16,12 @@ the package.
 
 import argparse
 import importlib
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
@@ -42,10 +38,9 @@ from lrface.data.source import open_source
 from lrface.degrade import corruptions
 from lrface.files import write_json
 from lrface.progress import progress
+from lrface.study import RESULTS, about_the_run, train_run
 from lrface.train.checkpoint import load_model
-from lrface.train.record import lrface_commit
 
-RESULTS = Path(__file__).resolve().parent / "results"
 RECIPE = "cifar10/clean"
 SIZE = 32
 WANTED = 1.5  # points between the two errors
@@ -143,16 +138,6 @@ def _elastic(
     return call
 
 
-def train(folder: Path, seed: int, data: Path | None, epochs: float | None) -> dict[str, Any]:
-    """The run's summary. A complete run is taken as it is, another is trained or goes on."""
-    if not (folder / "summary.json").exists():
-        command = [sys.executable, "-m", "lrface.cli", "train", RECIPE, f"seed={seed}", f"out={folder}"]
-        command += [] if epochs is None else [f"stages.0.epochs={epochs}"]
-        command += [] if data is None else ["--data", str(data)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return json.loads((folder / "summary.json").read_text())
-
-
 def wrong(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
     """bool [n], which of uint8 [n, 3, 32, 32] are classified wrongly."""
     found = [
@@ -179,9 +164,9 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.time()
     reference = reference_functions()
-    summary = train(
-        arguments.runs / f"clean-seed{arguments.seed}", arguments.seed, arguments.data, arguments.epochs
-    )
+    overrides = [f"seed={arguments.seed}", f"out={arguments.runs / f'clean-seed{arguments.seed}'}"]
+    overrides += [] if arguments.epochs is None else [f"stages.0.epochs={arguments.epochs}"]
+    summary = train_run(RECIPE, overrides, arguments.data)
     classifier = open_classifier(summary["out"], SIZE, device="cpu")
     card = load_model(summary["out"])[1]
     source = open_source(recipes.find_data("cifar10/test.parquet", arguments.data))
@@ -240,7 +225,6 @@ def main() -> None:
             "table": "CIFAR-10-C errors (%) of one network, corrupted by lrface and by imagecorruptions",
             "command": f"python eval/cifar10c_agreement.py --images {count} --seed {arguments.seed}"
             + (f" --epochs {arguments.epochs:g}" if arguments.epochs is not None else ""),
-            "commit": lrface_commit(),
             "config_sha256": {RECIPE: summary["recipe_sha256"]},
             "checkpoint_sha256": {f"{RECIPE}:{arguments.seed}": card["weights_sha256"]},
             "recipe": card["recipe"],
@@ -257,9 +241,7 @@ def main() -> None:
             "largest_difference": max(abs(row["difference"]) for row in rows),
             "disagreeing": [row["corruption"] for row in rows if not row["agrees"]],
             "rows": rows,
-            "seconds": round(time.time() - started, 1),
-            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
-            "date": date.today().isoformat(),
+            **about_the_run(started),
         },
     )
 

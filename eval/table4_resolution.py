@@ -9,15 +9,11 @@ command goes on where it stopped.
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +23,9 @@ from lrface import recipes
 from lrface.benchmarks.published import NAMES, TABLE_4
 from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
 from lrface.files import write_json, write_text
+from lrface.study import RESULTS, about_the_run, cell, kept, train_run
 from lrface.train.checkpoint import load_model
-from lrface.train.record import lrface_commit
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = (112, 56, 28, 14)
 PLAN = (
     "vanilla:0",
@@ -62,31 +57,9 @@ def shipped_name(recipe: str) -> str:
     return f"celeba300_{recipe}" if recipe.startswith("ablation/") else f"celeba300/{recipe}"
 
 
-def train(recipe: str, seed: int, folder: Path, data: Path | None) -> dict[str, Any]:
-    """Train in a process of its own, or find it done."""
-    command = [
-        sys.executable,
-        "-m",
-        "lrface.cli",
-        "train",
-        shipped_name(recipe),
-        f"seed={seed}",
-        f"out={folder}",
-    ]
-    if data is not None:
-        command += ["--data", str(data)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return json.loads((folder / "summary.json").read_text())
-
-
 def test(folder: Path, benchmark: VerificationSet) -> list[dict[str, Any]]:
     """Accuracy at each size, kept in the run's folder for the weights it belongs to."""
     encoder, card = load_model(folder)
-    kept = folder / "lfw.json"
-    if kept.exists():
-        found = json.loads(kept.read_text())
-        if found["weights_sha256"] == card["weights_sha256"] and found["testing"] == TESTING:
-            return found["rows"]
     encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if shutil.which("c++"):
         encoder.compile()
@@ -95,24 +68,25 @@ def test(folder: Path, benchmark: VerificationSet) -> list[dict[str, Any]]:
         with torch.autocast("cpu", torch.bfloat16):
             return encoder(images.contiguous(memory_format=torch.channels_last))
 
-    rows = evaluate_verification(
-        embed, benchmark, SIZES, flip=True, down=TESTING["down"], up=TESTING["up"], batch_size=128, cross=True
-    ).rows
-    write_json(kept, {"weights_sha256": card["weights_sha256"], "testing": TESTING, "rows": rows})
-    return rows
+    def measure() -> dict[str, Any]:
+        run = evaluate_verification(
+            embed,
+            benchmark,
+            SIZES,
+            flip=True,
+            down=TESTING["down"],
+            up=TESTING["up"],
+            batch_size=128,
+            cross=True,
+        )
+        return {"rows": run.rows}
+
+    key = {"weights_sha256": card["weights_sha256"], "testing": TESTING}
+    return kept(folder / "lfw.json", key, measure)["rows"]
 
 
 def same_size(rows: list[dict[str, Any]], size: int) -> float:
     return next(row["accuracy"] for row in rows if row["gallery_size"] == row["probe_size"] == size)
-
-
-def cell(values: list[float]) -> str:
-    """One accuracy, or mean and range over seeds."""
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -194,7 +168,7 @@ def main() -> None:
     for entry in plan:
         recipe, seed = entry.split(":")
         folder = arguments.runs / f"{recipe.replace('/', '-')}-seed{seed}"
-        summary = train(recipe, int(seed), folder, arguments.data)
+        summary = train_run(shipped_name(recipe), [f"seed={seed}", f"out={folder}"], arguments.data)
         if benchmark is None:
             if arguments.lfw is None:
                 benchmark = load_benchmark("lfw", data=arguments.data)
@@ -227,7 +201,6 @@ def main() -> None:
                 + ("--ablation " if arguments.ablation else "")
                 + "--plan "
                 + " ".join(plan),
-                "commit": lrface_commit(),
                 "config_sha256": {row["recipe"]: row["recipe_sha256"] for row in rows},
                 "checkpoint_sha256": {
                     f"{row['recipe']}:{row['seed']}": row["checkpoint_sha256"] for row in rows
@@ -242,9 +215,7 @@ def main() -> None:
                 "seeds": sorted({row["seed"] for row in rows}),
                 "rows": rows,
                 "paper": TABLE_4,
-                "seconds": round(time.time() - started, 1),
-                "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
-                "date": date.today().isoformat(),
+                **about_the_run(started),
             },
         )
         if arguments.ablation:
