@@ -183,7 +183,7 @@ class _Reversible(torch.autograd.Function):
         da, db = gradients
         found: list[tuple[Tensor | None, ...]] = []
         undo = _undo_inverse if ctx.inverse else partial(_undo_forward, layout=ctx.layout)
-        with _autocast(ctx.autocast):
+        with _autocast(ctx.autocast), _full_float32():
             for block in ctx.blocks if ctx.inverse else reversed(ctx.blocks):
                 a, b, da, db, of_parameters = undo(block, a, b, da, db)
                 found.append(of_parameters)
@@ -195,6 +195,23 @@ def _autocast(setting: tuple[str, torch.dtype, bool] | None) -> AbstractContextM
     """Autocast as it was in the forward pass, on or off. Without its cache, which would hand weights that were cast where
     no gradient was wanted to the passes that want one, and keep a copy of every block's."""
     return nullcontext() if setting is None else torch.autocast(*setting, cache_enabled=False)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Convolutions of float32 without TF32, PyTorch's default for them on NVIDIA's GPUs: ten bits of mantissa are too few
+    for what is undone, see :meth:`IRevNet.inverse`."""
+    cudnn: Any = torch.backends.cudnn
+    # PyTorch 2.9 has a flag for each kind of operator, and does not want both ways of setting them mixed.
+    place, name, full = (
+        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(place, name)
+    setattr(place, name, full)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
 
 
 def _residual(
@@ -323,10 +340,13 @@ class IRevNet(FaceBackbone):
 
     def _blocks(self, inverse: bool, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         blocks = list(self.body)
-        if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            parameters = [parameter for block in blocks for parameter in block.parameters()]
-            return _Reversible.apply(blocks, inverse, x1, x2, *parameters)
-        return _run(blocks, inverse, x1, x2)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():
+            return _run(blocks, inverse, x1, x2)  # type: ignore[arg-type]
+        with _full_float32():
+            if self.recompute and torch.is_grad_enabled():
+                parameters = [parameter for block in blocks for parameter in block.parameters()]
+                return _Reversible.apply(blocks, inverse, x1, x2, *parameters)
+            return _run(blocks, inverse, x1, x2)  # type: ignore[arg-type]
 
     def features(self, x: Tensor) -> Tensor:
         x = self.normalise(x)
@@ -347,9 +367,10 @@ class IRevNet(FaceBackbone):
         inverted in training mode, gives the batch back: the inverse then normalises by the same batch. Whoever uses
         the inverse as a decoder wants eval mode. The inverse never changes running statistics.
 
-        Autocast is left out: the inverse runs in float32 at least. In bfloat16 that of a fresh irevnet300 draws
-        another image altogether: an error of 3.5 times the image's length, in float32 of 0.0006. For the same reason
-        a map that :meth:`features` gave under autocast is that of another image.
+        Autocast is left out, and so is TF32: the inverse runs in float32 at least. In bfloat16 that of a fresh
+        irevnet300 draws another image altogether: an error of 1.5 to 3.5 times the image's length, with TF32's ten bits
+        of 0.3, in float32 of 0.0001 to 0.0006 (of a fresh irevnet_cifar, which is padded: 0.003). For the same reason a
+        map that :meth:`features` gave under autocast is that of another image.
 
         Args:
             feature_map: float [n, feature_channels, h, w]; any, not only one that an image has.

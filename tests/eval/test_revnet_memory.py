@@ -47,3 +47,9 @@ def test_depth_costs_memory_only_where_activations_are_kept(bench):
         bench.peak(depth, recompute, size=32) for depth, recompute in ((45, True), (150, True), (150, False))
     )
     assert deep == shallow < kept / 4
+
+
+def test_three_hundred_layers_are_as_exact_as_promised(bench):
+    found = bench.exactness(64, bottleneck=64)
+    assert 0 < found["error_float64"] < 1e-9 and 0 < found["gradient_error"] < 1e-8
+    assert found["error_float64"] < found["error_float32"] < 1e-3

@@ -320,6 +320,27 @@ def test_the_backward_pass_has_the_precision_of_the_forward_pass():
     assert distance(found[1], found[0]) == distance(found[2], found[0]) == 0
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_what_is_undone_is_computed_without_tf32(recompute):
+    """PyTorch has it on for convolutions of a GPU, where ten bits would draw another image."""
+    cudnn, seen = torch.backends.cudnn, []
+    if not hasattr(cudnn, "conv"):
+        pytest.skip("PyTorch before 2.9 has another flag")
+    encoder = network(**BIJECTIVE, recompute=recompute)
+    before = cudnn.allow_tf32
+    for part in encoder.modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(lambda *_: seen.append(cudnn.conv.fp32_precision))
+    feature_map = encoder.features(images(BIJECTIVE))
+    encoder.inverse(feature_map).sum().backward()
+    convolutions = 3 * sum(BIJECTIVE["blocks"])
+    assert seen == ["ieee"] * convolutions * (4 if recompute else 2)
+    assert cudnn.allow_tf32 is before is True  # what others do is as it was
+    with pytest.raises(RuntimeError):
+        encoder.features(torch.rand(2, 5, 32, 32))
+    assert cudnn.allow_tf32 is before
+
+
 def test_autocast_hands_on_no_weights_that_were_cast_without_gradients():
     encoder, x = network(**BIJECTIVE), images(BIJECTIVE)
     expected = gradients(network(**BIJECTIVE), x, autocast=True)
