@@ -56,6 +56,10 @@ class Data:
     cache: true keeps all decoded faces in memory, "auto" does so up to 4 GiB.
     classes: names of the classes in the order of their labels, where the data is of classes and not of people; they
         are stored with the model.
+    classes_subset: only these classes of the data: imagenet200 (those of Tiny-ImageNet), imagenet100, or a file with a name
+        a line. Their names are stored with the model.
+    crop: how images are cut anew each time they are shown: random_resized, ImageNet's (see lrface.data.crop); without it
+        they are resized whole.
     sampling: how often the images of each identity are shown.
     """
 
@@ -65,6 +69,8 @@ class Data:
     workers: int = 0
     cache: str | bool = "auto"
     classes: list[str] | None = None
+    classes_subset: str | None = None
+    crop: Named | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from lrface import config
-from lrface.data.dataset import CachedDataset, FaceDataset, batches, cache_size
+from lrface.data.crop import CROPS, RandomResizedCrop
+from lrface.data.dataset import CachedDataset, CroppedDataset, FaceDataset, batches, cache_size
 from lrface.data.joined import JoinedSource
 from lrface.data.sampling import EpochOrders, Sampling
 from lrface.data.source import FaceSource, check_source, open_source
-from lrface.data.subset import drop_small_identities
+from lrface.data.subset import choose_classes, drop_small_identities
 from lrface.degrade.policies import build_policy
 from lrface.degrade.policy import Policy, ResolutionPolicy
 from lrface.errors import LrfaceError, UsageError
@@ -106,6 +107,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> config.Recipe:
         for stage in recipe.stages:
             stage_settings(stage)
         sampling_settings(recipe)
+        crop_settings(recipe)
         watch_settings(recipe)
         return recipe
     except UsageError as error:
@@ -184,6 +186,12 @@ def training_faces(
     recipe: config.Recipe, source: FaceSource, name: str, say: Callable[[str], None]
 ) -> tuple[FaceSource, FaceSource | None]:
     """What of ``source`` is trained on, and the identities held out for validation where the recipe wants some."""
+    if recipe.data.classes_subset is not None:
+        from lrface.benchmarks.robustness import class_subset
+
+        option = f"data.classes_subset={recipe.data.classes_subset}"
+        names = class_subset(recipe.data.classes_subset, "data.classes_subset")
+        source = choose_classes(source, names, name, option)
     minimum = sampling_settings(recipe).minimum
     source, identities, images = drop_small_identities(source, minimum, name)
     if identities:
@@ -247,6 +255,19 @@ def stage_policy(stage: config.Stage) -> Policy:
     if isinstance(stage.degrade, config.Named):
         return build_policy(stage.degrade.name, **stage.degrade.arguments)
     return ResolutionPolicy(**vars(stage.degrade))
+
+
+def _class_names(recipe: config.Recipe, source: FaceSource) -> dict[str, list[str]]:
+    """What the card says of classes: their names, where the data is of classes."""
+    if recipe.data.classes is not None:
+        return {"classes": recipe.data.classes}
+    return {} if recipe.data.classes_subset is None else {"classes": list(source.identities)}
+
+
+def crop_settings(recipe: config.Recipe) -> RandomResizedCrop | None:
+    """How images are cut. Raises UsageError for an unknown name, or a value out of range."""
+    crop = recipe.data.crop
+    return None if crop is None else CROPS.build(crop.name, **crop.arguments)
 
 
 def check_classes(recipe: config.Recipe, identities: int, name: str) -> None:
@@ -410,6 +431,12 @@ def _run(
         check_stage(stage.name, method, batch_size // ranks(), stage.accumulate, stage.ema)
     validation, _ = watch_settings(recipe)
     if validation is not None:
+        for stage, method in zip(recipe.stages, methods, strict=True):
+            if not method.encoder.embedding_size:
+                raise UsageError(
+                    f"validate compares embeddings, and stage {stage.name!r} trains a network that draws images; leave "
+                    "validate out, or train that network in a recipe of its own and load it with {path: RUN}"
+                )
         validation.check_input_size(methods[0].encoder.input_size)  # type: ignore[arg-type]
     epoch_images = images_of_epoch(recipe, source)
     steps = [stage_steps(stage, epoch_images, batch_size) for stage in recipe.stages]
@@ -433,12 +460,6 @@ def _run(
             str(out),
             str(out / MODEL),
             sha256(config.to_yaml(recipe).encode()).hexdigest(),
-        for stage, method in zip(recipe.stages, methods, strict=True):
-            if not method.encoder.embedding_size:
-                raise UsageError(
-                    f"validate compares embeddings, and stage {stage.name!r} trains a network that draws images; leave "
-                    "validate out, or train that network in a recipe of its own and load it with {path: RUN}"
-                )
             "",
             images,
             identities,
@@ -541,7 +562,7 @@ def _run_stages(
                 "data": source_name,
                 "images": images,
                 "identities": identities,
-                **({} if recipe.data.classes is None else {"classes": recipe.data.classes}),
+                **_class_names(recipe, source),
                 **watch.card,
             },
         )
@@ -679,6 +700,8 @@ def check_loads(recipe: config.Recipe, methods: Sequence[Method]) -> None:
                 f"stages.{index}: its backbone takes images of {size} x {size} pixels, that of stage "
                 f"{recipe.stages[0].name!r} {first} x {first}; all stages of a run see one size"
             )
+        if methods[index].encoder.channels != methods[0].encoder.channels:
+            raise UsageError(f"stages.{index}: its backbone and that of the first stage take other colours")
         for source, target in map(_from_to, stage.load):
             filled = _part(recipe, index, methods, index, target)
             if source is None:
@@ -770,9 +793,18 @@ def open_dataset(
 ) -> FaceDataset:
     """Decoded into the memory of each rank where the recipe wants it and it fits, else decoded as it goes."""
     size: int = method.encoder.input_size  # type: ignore[assignment]
+    channels: int = method.encoder.channels  # type: ignore[assignment]
     cache = recipe.data.cache
     if cache not in (True, False, "auto"):
         raise UsageError(f"data.cache must be true, false or auto; found {cache!r}")
+    crop = crop_settings(recipe)
+    if crop is not None:
+        if cache is True:
+            raise UsageError(
+                "data.cache keeps whole images as they are resized once, data.crop cuts them anew each time: set "
+                "data.cache to false"
+            )
+        return CroppedDataset(source, size, crop, channels)
     if cache is True or (cache == "auto" and cache_size(source, size) * local_ranks() <= CACHE_LIMIT):
-        return CachedDataset(source, size, show_progress)
-    return FaceDataset(source, size)
+        return CachedDataset(source, size, show_progress, channels)
+    return FaceDataset(source, size, channels)

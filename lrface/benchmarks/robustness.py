@@ -119,7 +119,7 @@ def imagenet_classes() -> tuple[str, ...]:
 CLASS_LISTS = {"imagenet100": imagenet_lists.IMAGENET_100, "imagenet200": imagenet_lists.IMAGENET_200}
 
 
-def class_subset(text: str) -> tuple[str, ...]:
+def class_subset(text: str, option: str = "--classes") -> tuple[str, ...]:
     """Classes by name: of a list in lrface, or one a line in a file.
 
     "imagenet200" is ImageNet-200 of paper 001 (section 4: the classes of Tiny-ImageNet), not the 200 of ImageNet-R;
@@ -130,7 +130,7 @@ def class_subset(text: str) -> tuple[str, ...]:
     """
     if text in CLASS_LISTS:
         return tuple(CLASS_LISTS[text].split())
-    return _names_in(Path(text), "--classes", tuple(CLASS_LISTS))
+    return _names_in(Path(text), option, tuple(CLASS_LISTS))
 
 
 IMAGE_LISTS = {"robustbench5000": imagenet_lists.ROBUSTBENCH_5000}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lrface.data.crop import RandomResizedCrop, read_crop
 from lrface.data.sampling import EpochOrders, Sampling
 from lrface.data.source import FaceSource
 from lrface.errors import LrfaceError
@@ -74,6 +75,31 @@ class PartSampler(Sampler[list[int]]):
             yield indices[self.rank * share : (self.rank + 1) * share]
 
 
+class SeededBatch(list[int]):
+    """Indices of images, and what is drawn for them: rows ``first`` and following of what ``seed`` gives for a batch of
+    ``whole`` images."""
+
+    def __init__(self, indices: Sequence[int], seed: int, first: int, whole: int):
+        super().__init__(indices)
+        self.seed, self.first, self.whole = seed, first, whole
+
+
+class SeededSampler(Sampler[list[int]]):
+    """The batches of ``sampler`` with the seeds of their steps; see :class:`SeededBatch`."""
+
+    def __init__(self, sampler: Sampler[list[int]], seed: int, first: int, part: tuple[int, int]):
+        self.sampler, self.seed, self.first, self.part = sampler, seed, first, part
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, ranks = self.part
+        for step, indices in enumerate(self.sampler, start=self.first):
+            share = len(indices)
+            yield SeededBatch(indices, batch_seed(self.seed, step), rank * share, ranks * share)
+
+
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     """Resize an aligned crop to ``size`` x ``size`` (area when shrinking, bilinear when enlarging)."""
     height, width = image.shape[:2]
@@ -90,6 +116,9 @@ def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 class FaceDataset(Dataset[dict[str, Any]]):
     """Batches of decoded faces: uint8 [n, channels, size, size], RGB or grey, and labels int64 [n]."""
+
+    seeded = False
+    """Whether it draws something for each batch and must be asked with :class:`SeededBatch`."""
 
     def __init__(self, source: FaceSource, size: int, channels: int = 3):
         self.source = source
@@ -110,6 +139,32 @@ class FaceDataset(Dataset[dict[str, Any]]):
         return {
             "image": torch.from_numpy(images).permute(0, 3, 1, 2),
             "label": self.labels[torch.as_tensor(indices)],
+        }
+
+
+class CroppedDataset(FaceDataset):
+    """Batches of crops: every image is cut anew each time it is shown, as the step's seed says; decoded as it goes.
+
+    Its batches are asked for with :class:`SeededBatch`, which :func:`batches` does.
+    """
+
+    seeded = True
+
+    def __init__(self, source: FaceSource, size: int, crop: RandomResizedCrop, channels: int = 3):
+        super().__init__(source, size, channels)
+        self.crop = crop
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        if not isinstance(indices, SeededBatch):
+            raise TypeError("crops are drawn from a step's seed: ask with a SeededBatch")
+        images = np.empty((len(indices), self.size, self.size, self.channels), dtype=np.uint8)
+        numbers = self.crop.draw(indices.whole, indices.seed)[indices.first :]
+        for row, index in enumerate(indices):
+            found = read_crop(self.source, int(index), self.crop, numbers[row], self.size)
+            images[row] = in_channels(found, self.channels)
+        return {
+            "image": torch.from_numpy(images).permute(0, 3, 1, 2),
+            "label": self.labels[torch.as_tensor(list(indices))],
         }
 
 
@@ -216,7 +271,9 @@ def batches(
             f"data.sampling.maximum or set data.batch_size to {orders.length} or less"
         )
     steps = StepSampler(len(dataset), batch_size, seed, first, last, orders)
-    sampler = steps if part == (0, 1) else PartSampler(steps, *part)
+    sampler: Sampler[list[int]] = steps if part == (0, 1) else PartSampler(steps, *part)
+    if dataset.seeded:
+        sampler = SeededSampler(sampler, seed, first, part)
     if workers == 0:
         stream: Any = (dataset.__getitems__(indices) for indices in sampler)
     else:

@@ -23,6 +23,12 @@ MAX_SCANS = 200
 """Most passes of a progressive JPEG; real ones have about ten, and each costs as much as the whole picture."""
 
 
+_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset((0x00, 0x01, 0xFF, *range(0xD0, 0xD9)))  # markers without content; 0xff is filling
 
@@ -163,19 +169,26 @@ def _read_tiff(view: memoryview) -> ImageHeader:
     return ImageHeader("tiff", height, width)
 
 
-def decode(data: Encoded, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(data: Encoded, max_pixels: int = MAX_PIXELS, reduced: int = 1) -> np.ndarray:
     """An image file as uint8 [h, w, 3], RGB; grey becomes three equal channels, transparency is dropped.
 
+    Args:
+        max_pixels: most pixels of a side times the other.
+        reduced: 2, 4 or 8 decode a JPEG at a half, a quarter or an eighth of its size, rounded up. It may then have four
+            times ``max_pixels``: a progressive one is held whole in memory all the same.
+
     Raises:
-        BrokenImage: no image, damaged beyond decoding, or of more than ``max_pixels`` pixels.
+        BrokenImage: no image, damaged beyond decoding, or too large.
     """
     header = read_header(data)
-    if header.height * header.width > max_pixels:
+    if header.format != "jpeg":
+        reduced = 1
+    if header.height * header.width > max_pixels * min(reduced, 2) ** 2:
         raise BrokenImage(
             f"it is {header.width}x{header.height} pixels large, more than the {max_pixels >> 20} megapixels allowed"
         )
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduced])
     except (cv2.error, MemoryError) as error:
         raise BrokenImage(
             f"its {header.format} data cannot be decoded ({getattr(error, 'err', error)})"

@@ -42,6 +42,24 @@ class IdentitySubset:
         return [names[index] for index in self.indices.tolist()]
 
 
+def choose_classes(source: FaceSource, names: Sequence[str], name: str, option: str) -> FaceSource:
+    """The images of the classes ``names``; ``source`` itself where it has no others.
+
+    Raises:
+        LrfaceError: ``source`` lacks some of them; says how many and the first.
+    """
+    places = {identity: label for label, identity in enumerate(source.identities)}
+    missing = [each for each in names if each not in places]
+    if missing:
+        raise LrfaceError(
+            f"{name} lacks {len(missing)} of the {len(names)} classes of {option}, the first is {missing[0]}; it has "
+            f"{len(places)}, such as {source.identities[0]}"
+        )
+    if len(names) == len(places):
+        return source
+    return IdentitySubset(source, sorted(places[each] for each in names))
+
+
 def drop_small_identities(source: FaceSource, minimum: int, name: str) -> tuple[FaceSource, int, int]:
     """``source`` without identities of fewer than ``minimum`` images, how many they are, and their images.
 

@@ -360,7 +360,9 @@ def start_networks(method: nn.Module, loaded: Collection[str]) -> list[str]:
     """
     done = []
     for name, part in method.named_modules():
-        if not isinstance(part, LibraryBackbone) or part.weights is None or name in loaded:
+        if not isinstance(part, LibraryBackbone) or part.weights is None:
+            continue
+        if any(name == each or name.startswith(f"{each}.") for each in loaded):
             continue
         told, classifier = part.start()
         linear = getattr(getattr(method, "head", None), "linear", None)
