@@ -223,7 +223,7 @@ if __name__ == "__main__":
         sys.exit(f"--table: one of {', '.join(sorted(EVALUATIONS, key=int))} is expected; found {table!r}")
     suites = ("mnist",) if table in ("11", "12") else ("cifar10", "imagenet")
     options = study_options(
-        __doc__, f"ant_table{table}", {suite: rows(table, suite) for suite in suites}, arguments
+        __doc__, f"ant_table{table}", {suite: rows(table, suite) for suite in suites}, arguments, family="ant"
     )
     run_study(
         f"Noise training, Table {table}",

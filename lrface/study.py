@@ -154,6 +154,7 @@ def study_options(
     name: str,
     suites: Mapping[str, Sequence[Row]],
     arguments: Sequence[str] | None = None,
+    family: str = "qualnet",
 ) -> Options:
     """The options of a table script.
 
@@ -162,6 +163,7 @@ def study_options(
         name: of the result files.
         suites: the rows by suite; the first is the default.
         arguments: instead of the command line's.
+        family: tables of one family share runs by the keys of their rows.
 
     Exits with 2, as argparse does, for what it does not know.
     """
@@ -170,7 +172,7 @@ def study_options(
     )
     suite = next(iter(suites))
     parser.add_argument("--data", type=Path, help="folder of the data sets; else $LRFACE_DATA")
-    parser.add_argument("--runs", type=Path, help="where runs are kept; default: runs/SUITE")
+    parser.add_argument("--runs", type=Path, help=f"where runs are kept; default: runs/{family}/SUITE")
     parser.add_argument(
         "--suite", choices=list(suites), default=suite, help=f"which recipes; default: {suite}"
     )
@@ -207,15 +209,27 @@ def study_options(
         rows,
         tuple(row for row in rows if found.rows is None or row.key in found.rows),
         tuple(dict.fromkeys(found.seeds)),
-        found.runs or Path("runs") / found.suite,
+        found.runs or Path("runs") / family / found.suite,
         found.data,
         found.steps,
         found.epochs,
         found.images,
         tuple(found.set),
         found.results,
-        f"python {Path(sys.argv[0]).as_posix()} {shlex.join(given)}".strip(),
+        f"python {shlex.join([sys.argv[0], *_without_places(sys.argv[1:])])}",
     )
+
+
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    """A command line without the options that say where things lie on this machine."""
+    found: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("--data", "--runs", "--results"):
+            next(words, None)
+        elif not word.startswith(("--data=", "--runs=", "--results=")):
+            found.append(word)
+    return found
 
 
 def run_study(

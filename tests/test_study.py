@@ -249,11 +249,15 @@ def test_the_first_images_are_corrupted_once_and_errors_are_those_of_robustness(
     assert study.accuracy_on("spatter")(evaluated) is None
 
 
-def test_options_of_a_script(capsys):
+def test_options_of_a_script(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["eval/x.py", "--data", "/here", "--seeds", "0", "--runs=/there", "--steps", "5"]
+    )
     suites = {"cifar10": (Row("a", "A", "x"), Row("b", "B", "x")), "imagenet": (Row("c", "C", "y"),)}
     found = study.study_options("What it does.", "tableX", suites, ["--rows", "b", "--seeds", "0", "1", "0"])
     assert found.name == "tableX" and [row.key for row in found.rows] == ["b"] and found.seeds == (0, 1)
-    assert [row.key for row in found.table_rows] == ["a", "b"] and found.runs == Path("runs/cifar10")
+    assert found.command == "python eval/x.py --seeds 0 --steps 5"
+    assert [row.key for row in found.table_rows] == ["a", "b"] and found.runs == Path("runs/qualnet/cifar10")
     found = study.study_options("", "tableX", suites, ["--suite", "imagenet", "--set", "a=1", "b=2"])
     assert found.name == "tableX_imagenet" and found.overrides == ("a=1", "b=2")
     for wrong, said in ((["--rows", "bb"], "did you mean"), (["--steps", "3", "--epochs", "1"], "not both")):

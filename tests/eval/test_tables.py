@@ -11,7 +11,7 @@ from lrface.errors import LrfaceError
 from lrface.recipes import build_method, check_loads, load_recipe
 
 EVAL = Path(__file__).resolve().parents[2] / "eval"
-SCRIPTS = sorted(path.stem for path in EVAL.glob("*.py") if "study_options(" in path.read_text())
+SCRIPTS = sorted(path.stem for path in EVAL.glob("*.py") if "\nSUITES = " in path.read_text())
 
 
 def script(name: str) -> ModuleType:
