@@ -293,3 +293,31 @@ def test_the_shipped_recipe_of_the_starred_version():
     shares = [getattr(method.policy, "clean_share", None) for method in methods]
     assert shares == [None, None, 0.5]  # the first two see clean images only
     assert recipe.stages[1].load == [LOAD] and recipe.stages[2].load == ["encoder", "head", "decoder"]
+
+
+def test_faces_of_stage_one_by_an_irevnet_with_a_margin(tmp_path):
+    """The shipped recipe, two steps a stage: 112 pixels end at 7 x 7, CosFace on either network."""
+    for number in range(8):
+        folder = tmp_path / "faces" / f"person {number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = np.random.default_rng(number).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((112, 112)).save(folder / f"{number}.png")
+    steps = [f"stages.{stage}.{key}" for stage in (0, 1) for key in ("epochs=null", "steps=2")]
+    warm = [f"stages.{stage}.schedule.warmup_steps=0" for stage in (0, 1)]
+    plain = ["data.path=faces", "data.batch_size=4", "trainer.compile=false", "trainer.device=cpu"]
+    plain += ["trainer.tensorboard=false", "trainer.sheet_every=0", "trainer.threads=1"]
+    recipe = load_recipe("celeba300/qualnet_irevnet", [*steps, *warm, *plain])
+    first, second = (build_method(recipe, stage, 4) for stage in recipe.stages)
+    assert (first.encoder.feature_size, first.encoder.feature_channels) == (7, 768)
+    assert first.head.weight.shape == (4, 768) and second.head.weight.shape == (4, 128)
+    assert second.quality_weight == 0.1 and second.clip and second.frozen == ()
+    run(recipe, tmp_path, tmp_path / "run")
+    network = of(last(tmp_path / "run", "1-invertible"), "encoder.")
+    kept = of(last(tmp_path / "run", "2-resolution-agnostic"), "decoder.network.")
+    assert network.keys() == kept.keys()
+    assert all(torch.equal(network[key], kept[key]) for key in network)
+    encoder, card = load_model(tmp_path / "run")
+    assert card["architecture"]["name"] == "ir18" and card["embedding_size"] == 128
+    decoder = load_decoder(tmp_path / "run" / "model.safetensors", card, encoder)
+    with torch.no_grad():
+        assert decoder(encoder.features(torch.rand(2, 3, 112, 112))).shape == (2, 3, 112, 112)
