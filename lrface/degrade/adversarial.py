@@ -255,48 +255,56 @@ def _channels_last(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def limit_similarity(
-    clean: Tensor, found: Tensor, threshold: float | None = 0.3
+    clean: Tensor, found: Tensor, threshold: float | None = 0.3, passes: int = 2
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images that have lost too much are mixed with their clean originals: the line search of paper 003, appendix G.
 
     x_gamma = (1 - gamma) clean + gamma found. For an image whose SSIM with its original is below the threshold, nine
-    gammas, 0 to 1 in equal steps, are looked at, a quadratic polynomial is fitted to SSIM - threshold there, and of its
-    roots, clipped to [0, 1], the one nearest to 1 is taken: about the most corrupted image that is similar enough.
-    Where the polynomial has no root, the gamma where it comes nearest to 0 is. All images at once.
+    gammas, 0 to 1 in equal steps, are looked at, a quadratic polynomial is fitted to SSIM - threshold there, and the root
+    nearest to 1 is taken: about the most corrupted image that is similar enough. That is the paper's procedure; it ends up
+    to 0.07 away from the threshold, and a second pass of it on the eighth to either side ends within 0.01. All images at
+    once.
 
     Args:
         clean, found: float [n, 3, h, w] in [0, 1], at least float32.
         threshold: least SSIM; None leaves everything as it is.
+        passes: 1 for the paper's procedure alone.
 
     Returns:
         (images [n, 3, h, w], gamma [n], SSIM of ``found`` [n]).
     """
     ray = RaySimilarity(clean, found)
-    measured = ray(torch.ones(len(clean)).to(clean))
-    gamma = torch.ones_like(measured)
+    gamma = torch.ones(len(clean)).to(clean)
+    measured = ray(gamma)
     if threshold is None:
         return found, gamma, measured
     places = torch.linspace(0, 1, GAMMAS, dtype=torch.float64, device=clean.device)
-    values = ray(places.to(clean.dtype).expand(len(clean), -1)).double() - threshold
     powers = places[:, None] ** torch.arange(3, device=clean.device)
-    constant, slope, curve = (values @ torch.linalg.pinv(powers).T).unbind(1)
-    gamma = torch.where(measured < threshold, nearest_root(curve, slope, constant).to(gamma), gamma)
+    fit = torch.linalg.pinv(powers).T
+    low, high = torch.zeros_like(gamma, dtype=torch.float64), torch.ones_like(gamma, dtype=torch.float64)
+    for _ in range(passes):
+        at = low[:, None] + (high - low)[:, None] * places
+        constant, slope, curve = ((ray(at.to(clean)).double() - threshold) @ fit).unbind(1)
+        root = low + (high - low) * nearest_root(curve, slope, constant)
+        width = (high - low) / (GAMMAS - 1)
+        low, high = (root - width).clamp(0, 1), (root + width).clamp(0, 1)
+    gamma = torch.where(measured < threshold, root.to(gamma), gamma)
     mix = gamma[:, None, None, None]
     # torch.where, so that images within the limit stay the same to the bit.
     return torch.where(mix < 1, clean + mix * (found - clean), found), gamma, measured
 
 
 def nearest_root(curve: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
-    """The root of curve g^2 + slope g + constant that is nearest to 1 after clipping to [0, 1]; float64 [n] each.
+    """The root of curve g^2 + slope g + constant in [0, 1] that is nearest to 1; float64 [n] each.
 
-    Where there is no real root, the real part of the complex ones.
+    Where there is none in [0, 1]: 1 if the polynomial is positive at 1, else 0. (The paper clips all roots to [0, 1]
+    first. A root above 1, which every polynomial that opens upwards and falls through 0 has, would then win as 1.)
     """
-    discriminant = (slope.square() - 4 * curve * constant).clamp_min(0)
+    discriminant = slope.square() - 4 * curve * constant
     # The sum of two numbers of one sign: nothing cancels, and the other root follows from the product of both.
-    half = -0.5 * (slope + torch.where(slope < 0, -1.0, 1.0) * discriminant.sqrt())
-    real = slope.square() >= 4 * curve * constant
-    first = torch.where(real, half / curve, -0.5 * slope / curve)
-    second = torch.where(real, constant / half, first)
-    # A division by 0 says that there is no such root (the polynomial is a line, or 0).
-    roots = torch.stack([first, second]).nan_to_num(-torch.inf, -torch.inf, -torch.inf).clamp(0, 1)
-    return roots.amax(0)
+    half = -0.5 * (slope + torch.where(slope < 0, -1.0, 1.0) * discriminant.clamp_min(0).sqrt())
+    # A division by 0 says that there is no such root: the polynomial is a line, or 0.
+    roots = torch.stack([half / curve, constant / half])
+    inside = (roots >= 0) & (roots <= 1) & (discriminant >= 0)
+    nearest = torch.where(inside, roots, -1.0).amax(0)
+    return torch.where(nearest >= 0, nearest, (curve + slope + constant > 0).to(nearest))

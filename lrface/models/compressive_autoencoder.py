@@ -20,7 +20,8 @@ def binarise(values: Tensor, chance: bool) -> Tensor:
     with torch.no_grad():
         threshold = torch.rand_like(values) * 2 - 1 if chance else torch.zeros_like(values)
         code = torch.where(values >= threshold, 1.0, -1.0).to(values.dtype)
-    return values + (code - values).detach()
+    # The difference is 0 exactly, and has the gradient.
+    return code + (values - values.detach())
 
 
 def _residual(channels: int) -> nn.Sequential:

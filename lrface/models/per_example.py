@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -127,7 +126,7 @@ def load_published(network: CorruptionNetwork, path: str | Path) -> None:
     except pickle.UnpicklingError as error:
         # PyTorch's own words here recommend reading the file unsafely.
         raise LrfaceError(f"{path} holds something other than tensors and is not read") from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+    except Exception as error:  # what PyTorch raises for a broken file is of any kind
         raise LrfaceError(f"{path} cannot be read as weights of a corruption network: {error}") from error
     for key in ("state_dict", "model_state"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
