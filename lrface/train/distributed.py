@@ -257,7 +257,8 @@ class SynchronisedBatchNorm(_BatchNorm):
             average = averages.mean(0)
             variance = variances.mean(0) + averages.var(0, correction=0)
             count = input.numel() // input.shape[1] * ranks()
-            if self.running_mean is not None and self.running_var is not None:
+            # An i-RevNet that computes again what it computed switches tracking off meanwhile.
+            if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
                 assert self.num_batches_tracked is not None
                 self.num_batches_tracked.add_(1)
                 share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)

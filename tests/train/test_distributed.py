@@ -1,5 +1,6 @@
 """Two ranks against one process. What two ranks do is in in_ranks.py, and done once for all tests here."""
 
+import copy
 import csv
 import os
 import re
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from lrface.cli import app
 from lrface.errors import UsageError
+from lrface.models import build_backbone
 from lrface.train import distributed
 from lrface.train.launch import launch
 
@@ -175,6 +177,29 @@ def test_synchronised_batchnorm_keeps_names_and_leaves_frozen_statistics():
     assert isinstance(network[1], distributed.SynchronisedBatchNorm) and not network[1].training
     assert torch.equal(network(images), wanted)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_an_irevnet_that_computes_again_counts_no_batch_twice_under_synchronised_batchnorm():
+    torch.manual_seed(0)
+    arguments = {"blocks": [1, 1], "strides": [1, 2], "channels": [4, 16], "input_size": 8}
+    plain = build_backbone("irevnet", **arguments)
+    spread = copy.deepcopy(plain)
+    images = torch.rand(4, 3, 8, 8)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        distributed.synchronise_batchnorm(spread, "cpu")
+        for network in (plain, spread):
+            network.train()(images).square().sum().backward()
+            with torch.no_grad():
+                network.inverse(network.features(images))
+    finally:
+        torch.distributed.destroy_process_group()
+    found, wanted = dict(spread.named_buffers()), dict(plain.named_buffers())
+    assert {int(value) for key, value in found.items() if key.endswith("num_batches_tracked")} == {1, 2}
+    for key in wanted:
+        torch.testing.assert_close(found[key], wanted[key])
+    for mine, other in zip(spread.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_a_gradient_is_clipped_as_pytorch_does():
