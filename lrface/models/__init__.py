@@ -15,17 +15,19 @@ from lrface.models.edsr import EDSR
 from lrface.models.iresnet import LAYERS, ImprovedResNet
 from lrface.models.irevnet import BLOCKS, IRevNet, IRevNetInverse
 from lrface.models.library import TimmBackbone, TorchvisionBackbone
+from lrface.models.madry_mnist import MadryMnist
 from lrface.models.mobilefacenet import MobileFaceNet
-from lrface.models.preact_resnet import PreActivationResNet
 from lrface.models.per_example import CorruptionNetwork, load_published
+from lrface.models.preact_resnet import PreActivationResNet
 from lrface.registry import Registry
 
 BACKBONES: Registry[FaceBackbone] = Registry("backbone")
 DECODERS: Registry[nn.Module] = Registry("decoder")
-
 CORRUPTION_NETWORKS: Registry[CorruptionNetwork] = Registry("corruption network")
+
 BACKBONES.register("mobilefacenet", MobileFaceNet)
 BACKBONES.register("cifar_resnet18", CifarResNet18)
+BACKBONES.register("madry_mnist", MadryMnist)
 for _depth in (18, 50):
     BACKBONES.register(f"preact_resnet{_depth}", partial(PreActivationResNet, depth=_depth))
 for _depth in LAYERS:
@@ -78,10 +80,10 @@ def _irevnet_inverse(in_channels: int, in_size: int, out_size: int, network: Any
 
 DECODERS.register("subpixel", SubpixelDecoder)
 DECODERS.register("irevnet_inverse", _irevnet_inverse)
-
-
 CORRUPTION_NETWORKS.register("edsr", EDSR)
 CORRUPTION_NETWORKS.register("compressive_autoencoder", CompressiveAutoencoder)
+
+
 def build_backbone(name: str, **arguments: Any) -> FaceBackbone:
     """The network ``name``: mobilefacenet, ir18, ir34, ir50, ir100, ir_se18 ... ir_se100 for faces of 112 pixels,
     cifar_resnet18, preact_resnet18 and preact_resnet50 for images of 32, and the i-RevNets of lrface.models.irevnet.
@@ -92,8 +94,6 @@ def build_backbone(name: str, **arguments: Any) -> FaceBackbone:
     return BACKBONES.build(name, **arguments)
 
 
-def build_decoder(name: str, in_channels: int, **arguments: Any) -> nn.Module:
-    """The decoder ``name`` for a feature map of ``in_channels`` channels.
 def build_network(name: str, **arguments: Any) -> FaceBackbone | CorruptionNetwork:
     """What a stage can train and a card can name: a backbone, or a corruption network.
 
@@ -125,6 +125,8 @@ def build_corruption_network(network: Any) -> CorruptionNetwork:
     return built
 
 
+def build_decoder(name: str, in_channels: int, **arguments: Any) -> nn.Module:
+    """The decoder ``name`` for a feature map of ``in_channels`` channels.
 
     Raises:
         UsageError: unknown name or arguments.
