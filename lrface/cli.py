@@ -186,8 +186,8 @@ def train(
 
         loaded = recipes.load_recipe(recipe, overrides or [])
         if check:
-            for stage in loaded.stages:
-                recipes.build_method(loaded, stage, identities=2)
+            methods = [recipes.build_method(loaded, stage, identities=2) for stage in loaded.stages]
+            recipes.check_loads(loaded, methods)
             print_json(config.to_plain(loaded)) if json_output else print(config.to_yaml(loaded), end="")
             return
         if profile or replay:
@@ -1217,6 +1217,35 @@ def attack(
             batch_size=batch_size,
         )
         print_json(run.to_json()) if json_output else print(run.to_text())
+
+
+@app.command()
+def stylise(
+    photographs: Annotated[
+        Path,
+        typer.Argument(metavar="PHOTOS", help="Images: class folders, a folder, Parquet, arrays, packed data."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the stylised images, under the same names.")],
+    styles: Annotated[Path, typer.Option("--styles", help="Folder of pictures whose styles are taken.")],
+    encoder: Annotated[Path, typer.Option("--encoder", help="VGG-19 as AdaIN takes it: vgg_normalised.pth.")],
+    decoder: Annotated[Path, typer.Option("--decoder", help="AdaIN's decoder: decoder.pth.")],
+    alpha: Annotated[float, typer.Option("--alpha", help="How much of the style, 0 to 1.")] = 1.0,
+    size: Annotated[
+        int, typer.Option("--size", help="Shorter side that smaller photographs are enlarged to for the network.")
+    ] = 256,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other styles.")] = 0,
+    device: Device = "auto",
+    json_output: Json = False,
+) -> None:
+    """Each photograph in the style of a picture (AdaIN), as training data for `data.stylised`; the weights are your files.
+
+    The same command goes on after a kill. What cannot be read is left out and listed.
+    """
+    with errors_for_users():
+        from lrface.stylise import stylise as run
+
+        summary = run(photographs, styles, encoder, decoder, out, alpha=alpha, size=size, seed=seed, device=device)
+        print_json(summary.to_dict()) if json_output else print(summary)
 
 
 @app.command()

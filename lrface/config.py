@@ -60,6 +60,8 @@ class Data:
         a line. Their names are stored with the model.
     crop: how images are cut anew each time they are shown: random_resized, ImageNet's (see lrface.data.crop); without it
         they are resized whole.
+    stylised: a folder that `lrface stylise` made of the images, for methods that train on stylised ones; looked for as
+        it stands, then below $LRFACE_DATA and ~/.cache/lrface.
     sampling: how often the images of each identity are shown.
     """
 
@@ -71,6 +73,7 @@ class Data:
     classes: list[str] | None = None
     classes_subset: str | None = None
     crop: Named | None = None
+    stylised: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 

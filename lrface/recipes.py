@@ -791,6 +791,19 @@ def _fill_from_model(part: torch.nn.Module, path: str, what: str, source: str = 
 def open_dataset(
     recipe: config.Recipe, source: FaceSource, method: Method, show_progress: bool
 ) -> FaceDataset:
+    """The images, with their stylised versions where the recipe names a folder of them and the method takes them."""
+    dataset = _plain_dataset(recipe, source, method, show_progress)
+    if recipe.data.stylised is None or "stylised" not in method.needs:
+        return dataset
+    from lrface.data.stylised import PairedDataset, StylisedSource
+
+    stylised = StylisedSource(source, find_data(recipe.data.stylised))
+    return PairedDataset(dataset, _plain_dataset(recipe, stylised, method, show_progress))
+
+
+def _plain_dataset(
+    recipe: config.Recipe, source: FaceSource, method: Method, show_progress: bool
+) -> FaceDataset:
     """Decoded into the memory of each rank where the recipe wants it and it fits, else decoded as it goes."""
     size: int = method.encoder.input_size  # type: ignore[assignment]
     channels: int = method.encoder.channels  # type: ignore[assignment]
