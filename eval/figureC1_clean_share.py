@@ -36,7 +36,7 @@ def rows(recipe: str) -> tuple[Row, ...]:
     )
 
 
-SUITES = {"cifar10": rows("cifar10/qualnet")}
+SUITES = {"cifar10": rows("cifar10/qualnet"), "imagenet200": rows("imagenet200/qualnet")}
 
 if __name__ == "__main__":
     options = study_options(__doc__, "figureC1_clean_share", SUITES)

@@ -19,6 +19,17 @@ from lrface.study import (
 )
 
 DISTILLED = {"kd": "original KD", "fitnet": "FitNet", "pkt": "PKT", "vid": "VID", "sp": "SP"}
+
+
+def distilled(key: str) -> tuple[str, ...]:
+    """What makes QualNet's stage 2 one of distillation from the i-RevNet of its stage 1."""
+    head = ", {from: head, to: teacher_head}" if key == "kd" else ""
+    return (
+        f"stages.quality.method={{name: distil, teacher: irevnet300, loss: {key}}}",
+        f"stages.quality.load=[{{from: encoder, to: teacher}}{head}]",
+    )
+
+
 SUITES = {
     "cifar10": (
         Row("vanilla", "vanilla (clean images only)", "cifar10/clean"),
@@ -28,6 +39,15 @@ SUITES = {
             for key, label in DISTILLED.items()
         ),
         Row("qualnet", "QualNet", "cifar10/qualnet"),
+    ),
+    "imagenet": (
+        Row("vanilla_resnet50", "vanilla (clean images only)", "imagenet/vanilla_resnet50"),
+        Row("naive_resnet50", "naive augmentation", "imagenet/naive_resnet50", paper="naive"),
+        *(
+            Row(f"distil_{key}", label, "imagenet/qualnet_resnet50", distilled(key), paper=key)
+            for key, label in DISTILLED.items()
+        ),
+        Row("qualnet_resnet50", "QualNet50", "imagenet/qualnet_resnet50", paper="qualnet"),
     ),
 }
 

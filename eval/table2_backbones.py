@@ -23,10 +23,22 @@ METHODS = {
     "qualnet": ("QualNet", "qualnet"),
     "qualnet_finetuned": ("QualNet*", "qualnet_finetuned"),
 }
+NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnext101_32x8d": "ResNeXt-101"}
 SUITES = {
     "cifar10": tuple(
         Row(key, f"ResNet-18, slim: {label}", f"cifar10/{recipe}", paper=f"resnet18 {key}")
         for key, (label, recipe) in METHODS.items()
+    ),
+    "imagenet": tuple(
+        Row(
+            f"{key}_{network}",
+            f"{label}: {METHODS[key][0]}",
+            f"imagenet/{key}_resnet50",
+            () if network == "resnet50" else (f"backbone.name={network}",),
+            paper=f"{network} {key}",
+        )
+        for network, label in NETWORKS.items()
+        for key in TABLE_2[network]
     ),
 }
 

@@ -16,6 +16,8 @@ from lrface.study import (
     study_options,
 )
 
+METHODS = {"vanilla": "vanilla", "naive": "naive augmentation", "qualnet": "QualNet"}
+NEXT = ("backbone.name=resnext101_32x8d",)
 SUITES = {
     "cifar10": (
         Row("vanilla", "vanilla (clean images only)", "cifar10/clean"),
@@ -23,11 +25,25 @@ SUITES = {
         Row("qualnet", "QualNet", "cifar10/qualnet"),
         Row("augmix", "AugMix", "cifar10/augmix"),
     ),
+    "imagenet": (
+        *(
+            Row(
+                f"{key}_resnext101_32x8d",
+                f"ResNeXt-101: {label}",
+                f"imagenet/{key}_resnet50",
+                NEXT,
+                paper=key,
+            )
+            for key, label in METHODS.items()
+        ),
+        Row("qualnet_resnet50", "ResNet-50: QualNet", "imagenet/qualnet_resnet50", paper="qualnet_resnet50"),
+    ),
 }
 
 if __name__ == "__main__":
     options = study_options(__doc__, "table3_unseen", SUITES)
-    paper = TABLE_3["resnet50"] | TABLE_3["resnext101_32x8d"]
+    small = {"qualnet_resnet50" if key == "qualnet" else key: row for key, row in TABLE_3["resnet50"].items()}
+    paper = small | TABLE_3["resnext101_32x8d"]
     run_study(
         "QualNet Table 3, corruptions that training has not seen",
         options,

@@ -33,6 +33,18 @@ SUITES = {
             paper="qualnet",
         ),
     ),
+    "imagenet200": (
+        Row("naive", "naive augmentation", "imagenet200/naive"),
+        Row("end_to_end", "with decoder", "imagenet200/end_to_end"),
+        Row("two_stages", "with decoder, two stages", "imagenet200/two_stages"),
+        Row(
+            "qualnet_0.6",
+            "with inverse as decoder, two stages (QualNet)",
+            "imagenet200/qualnet",
+            (LAMBDA,),
+            paper="qualnet",
+        ),
+    ),
 }
 
 if __name__ == "__main__":

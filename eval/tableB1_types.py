@@ -18,11 +18,25 @@ from lrface.study import (
     study_options,
 )
 
+METHODS = {"vanilla": "vanilla", "naive": "naive augmentation", "qualnet": "QualNet"}
+NEXT = ("backbone.name=resnext101_32x8d",)
 SUITES = {
     "cifar10": (
         Row("vanilla", "vanilla (clean images only)", "cifar10/clean"),
         Row("naive", "naive augmentation", "cifar10/corruptions"),
         Row("qualnet", "QualNet", "cifar10/qualnet"),
+    ),
+    "imagenet": (
+        *(
+            Row(
+                f"{key}_resnext101_32x8d",
+                f"ResNeXt-101: {label}",
+                f"imagenet/{key}_resnet50",
+                NEXT,
+                paper=key,
+            )
+            for key, label in METHODS.items()
+        ),
     ),
 }
 

@@ -40,7 +40,7 @@ def rows(recipe: str) -> tuple[Row, ...]:
     )
 
 
-SUITES = {"cifar10": rows("cifar10/qualnet")}
+SUITES = {"cifar10": rows("cifar10/qualnet"), "imagenet200": rows("imagenet200/qualnet")}
 
 if __name__ == "__main__":
     options = study_options(__doc__, "tableC1_losses", SUITES)

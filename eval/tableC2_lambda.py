@@ -36,7 +36,10 @@ def rows(naive: str, qualnet: str) -> tuple[Row, ...]:
     )
 
 
-SUITES = {"cifar10": rows("cifar10/corruptions", "cifar10/qualnet")}
+SUITES = {
+    "cifar10": rows("cifar10/corruptions", "cifar10/qualnet"),
+    "imagenet200": rows("imagenet200/naive", "imagenet200/qualnet"),
+}
 
 if __name__ == "__main__":
     options = study_options(__doc__, "tableC2_lambda", SUITES)

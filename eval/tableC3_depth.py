@@ -30,6 +30,22 @@ SUITES = {
         Row("qualnet_18_layers", "18 layers", "cifar10/qualnet", small(2), paper="150"),
         Row("qualnet", "36 layers", "cifar10/qualnet", paper="300"),
     ),
+    "imagenet": (
+        Row("naive_resnet50", "none (naive augmentation)", "imagenet/naive_resnet50", paper="0"),
+        *(
+            Row(
+                "qualnet_resnet50" if layers == 300 else f"qualnet_resnet50_{layers}_layers",
+                f"{layers} layers",
+                "imagenet/qualnet_resnet50",
+                ()
+                if layers == 300
+                else (f"stages.invertible.backbone=irevnet{layers}", f"decoder.network=irevnet{layers}"),
+                paper=f"{layers}",
+            )
+            for layers in TABLE_C3
+            if layers
+        ),
+    ),
 }
 
 if __name__ == "__main__":
