@@ -32,6 +32,12 @@ SUITES = {
             (LAMBDA,),
             paper="qualnet",
         ),
+        Row(
+            "naive_double",
+            "control: naive augmentation, as many images as both stages",
+            "cifar10/corruptions",
+            length=2,
+        ),
     ),
     "imagenet200": (
         Row("naive", "naive augmentation", "imagenet200/naive"),
