@@ -495,6 +495,7 @@ def kept(path: Path, key: dict[str, Any], measure: Callable[[], dict[str, Any]])
 # By suite: the benchmark, its clean test images below the data root, the classes that count.
 SUITES: dict[str, tuple[str, str, str | None]] = {
     "cifar10": ("cifar10_c", "cifar10/test.parquet", None),
+    "cifar10_r50": ("cifar10_c", "cifar10/test.parquet", None),
     "imagenet200": ("imagenet_c", "imagenet/val", "imagenet200"),
     "imagenet": ("imagenet_c", "imagenet/val", None),
     "mnist": ("mnist_c", "mnist/test", None),
