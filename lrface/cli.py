@@ -1220,6 +1220,20 @@ def attack(
 
 
 @app.command()
+def noise(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of `lrface train` with the method ant.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for densities.png and noise.png.")],
+    json_output: Json = False,
+) -> None:
+    """Draw the noise that generators learned over a training run: densities over time, and samples."""
+    with errors_for_users():
+        from lrface.noise_pictures import draw_training
+
+        facts = draw_training(run, out)
+        print_json(facts) if json_output else print("\n".join(facts["files"]))
+
+
+@app.command()
 def stylise(
     photographs: Annotated[
         Path,
