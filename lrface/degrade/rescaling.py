@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrface.errors import UsageError
 
-PART = 1 << 19  # values that are worked on together on a CPU: they stay in its caches
+PART = 1 << 20  # values that are worked on together on a CPU: they stay in its caches
 SAMPLED = 17  # one value of so many tells where to begin
 LIMIT = 200  # steps, far above what :func:`_root` can need
 
@@ -100,18 +100,26 @@ class _Rescale(torch.autograd.Function):
         scale, slope, gamma = (images.new_empty(n) for _ in range(3))
         reached = torch.empty(n, dtype=torch.bool, device=images.device)
         step = max(1, PART // values) if images.device.type == "cpu" else max(1, n)
+        space = images.new_empty(4, min(step, n), values)
+        precision = 32 * torch.finfo(images.dtype).eps
         for first in range(0, n, step):
             part = slice(first, first + step)
             x, delta = _rows(images[part], last), _rows(perturbation[part], last)
-            size = delta.abs()
+            # Into the same memory, and arithmetic only: on a CPU new pages, torch.where and comparisons take up to forty
+            # times as long as the work itself.
+            size, room, *rest = space[:, : len(x)]
+            torch.abs(delta, out=size)
             scale[part] = largest = size.amax(1)
-            size /= torch.where(largest > 0, largest, 1)[:, None]
-            room = torch.where(delta > 0, 1 - x, x)
-            squared, slope[part], reached[part], unclipped = _root(size, room, epsilon[part].square())
+            size.div_(torch.where(largest > 0, largest, 1)[:, None])
+            torch.sub(x, 0.5, out=rest[0])
+            torch.sign(delta, out=room).mul_(rest[0]).neg_().add_(0.5)
+            found = _root(size, room, epsilon[part].square(), *rest, precision=precision)
+            squared, slope[part], reached[part] = found
+            root = squared.sqrt()
             if free is not None:
-                free[part] = unclipped
-            gamma[part] = torch.where(largest > 0, squared.sqrt() / largest.double(), 0).to(gamma)
-            moved = torch.mul(delta, gamma[part, None]).add_(x).clamp_(0, 1)
+                torch.lt(size.mul_(root.to(size)[:, None]), room, out=free[part])
+            gamma[part] = torch.where(largest > 0, root / largest.double(), 0).to(gamma)
+            moved = torch.addcmul(x, delta, gamma[part, None], out=rest[0]).clamp_(0, 1)
             if not bool(reached[part].all()):
                 ends = torch.where(delta > 0, 1, torch.where(delta < 0, 0, x))
                 moved = torch.where(reached[part, None], moved, ends)
@@ -137,8 +145,10 @@ class _Rescale(torch.autograd.Function):
         return back, None, None
 
 
-def _root(size: Tensor, room: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where sum of min(g size^2, room^2) is ``target``.
+def _root(
+    size: Tensor, room: Tensor, target: Tensor, left: Tensor, free: Tensor, precision: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the sum of min(g size^2, room^2) is ``target``.
 
     Newton's method from the left of a root of a concave function stays there; with a residual that falls to h' and a slope
     that falls to s', h'/h + s'/s <= 1, so that each step quarters their product at least.
@@ -146,29 +156,29 @@ def _root(size: Tensor, room: Tensor, target: Tensor) -> tuple[Tensor, Tensor, T
     Args:
         size, room: [k, values], sizes at most 1.
         target: float64 [k].
+        left, free: memory of the same shape, which is overwritten.
+        precision: residual to stop at, relative to the target; what is returned is a step further, where the residual is
+            about its square.
 
     Returns:
-        g, float64 [k]; the slope there; whether the target was reached, bool [k]; which values are below their end, bool
-        [k, values].
+        g, float64 [k]; the slope there; whether the target was reached, bool [k].
     """
     values = size.shape[1]
-    least = target / values  # g cannot be smaller
-    if values > 4096:
-        squared = _root(size[:, ::SAMPLED], room[:, ::SAMPLED], target / SAMPLED)[0]
-        squared = torch.maximum(squared, least)
-    else:
-        squared = least
-    tolerance = target * (32 * torch.finfo(size.dtype).eps)
+    squared = least = target / values  # g cannot be smaller
+    if values > 1024:
+        some, its_room = size[:, ::SAMPLED].contiguous(), room[:, ::SAMPLED].contiguous()
+        space = torch.empty_like(some), torch.empty_like(some)
+        squared = _root(some, its_room, target / SAMPLED, *space, precision=0.01)[0].maximum(least)
+    tolerance = target * precision
     for _ in range(LIMIT):
-        grown = size * squared.sqrt().to(size)[:, None]
-        unclipped = grown < room
-        slope = (size * unclipped).square_().sum(1).double()
-        residual = target - torch.minimum(grown, room, out=grown).square_().sum(1).double()
-        short = residual > tolerance
-        stuck = short & (slope <= 0)
-        near = ~short & (residual >= -tolerance)
-        moved = torch.where(slope > 0, squared + residual / slope, 0)
-        squared = torch.where(stuck, squared, torch.maximum(moved, least))
-        if bool((near | stuck).all()):
+        torch.addcmul(room, size, -squared.sqrt().to(size)[:, None], out=left)
+        # The sizes of values that have some way left.
+        torch.ops.aten.threshold_backward.grad_input(size, left, 0, grad_input=free)
+        slope = free.square_().sum(1).double()
+        residual = target - torch.sub(room, left.relu_(), out=left).square_().sum(1).double()
+        stuck = (residual > tolerance) & (slope <= 0)
+        moved = torch.where(slope > 0, squared + residual / slope, 0).maximum(least)
+        squared = torch.where(stuck, squared, moved)
+        if bool((stuck | (residual.abs() <= tolerance)).all()):
             break
-    return squared, slope.to(size), ~stuck, unclipped
+    return squared, slope.to(size), ~stuck

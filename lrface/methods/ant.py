@@ -214,7 +214,7 @@ class AdversarialNoise(Method):
     def noise(self, generator: NoiseGenerator, shape: torch.Size, seeds: Tensor, stream: str) -> Tensor:
         """Noise of ``generator`` for images of ``shape`` [n, c, h, w], a function of ``seeds`` int64 [n]."""
         with self.autocast():
-            return generator(Draws(seeds).normal(stream, *shape[1:]))
+            return generator(_normal(shape, seeds, stream))
 
     def _noised(self, images: Tensor, seeds: Tensor, replayed: Tensor) -> Tensor:
         """The images with the current generator's noise, or where ``replayed`` that of a saved state."""
@@ -223,7 +223,7 @@ class AdversarialNoise(Method):
         if len(self.states) and len(rows):
             choice = Draws(seeds[rows]).bits("state", 1)[:, 0].long() % len(self.states)
             self.states = self.states.to(images.device)
-            normal = Draws(seeds[rows]).normal("noise", *images.shape[1:])
+            normal = _normal(images.shape, seeds[rows], "noise")
             with self.autocast():
                 noise[rows] = self.generator.noise_of(self.states[choice], normal).to(noise)
         return rescale(images, noise, self.epsilon).images
@@ -320,3 +320,10 @@ class AdversarialNoise(Method):
         place = int(Draws(torch.tensor([seed])).bits(f"ant place {self.seen}", 1)[0, 0]) % self.seen
         if place < self.replay_size:
             self.states[place] = state[0]
+
+
+def _normal(shape: torch.Size, seeds: Tensor, stream: str) -> Tensor:
+    """Standard normal [n, c, h, w], a function of seeds int64 [n]; in channels_last order, in which so few channels are
+    convolved several times as fast."""
+    _, channels, height, width = shape
+    return Draws(seeds).normal(stream, height, width, channels).permute(0, 3, 1, 2)
