@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from lrface import config, recipes
+from lrface.cli import app
 from lrface.errors import LrfaceError, UsageError
 from lrface.recipes import build_method, check_loads, load_recipe, run_recipe
 from lrface.train.checkpoint import load_decoder, load_model, load_parts
@@ -321,3 +323,21 @@ def test_faces_of_stage_one_by_an_irevnet_with_a_margin(tmp_path):
     decoder = load_decoder(tmp_path / "run" / "model.safetensors", card, encoder)
     with torch.no_grad():
         assert decoder(encoder.features(torch.rand(2, 3, 112, 112))).shape == (2, 3, 112, 112)
+
+
+def test_a_check_sees_whether_stages_fit(tmp_path):
+    """Before any data is there."""
+    arguments = ["train", "cifar10/qualnet", "--check"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    for override, message in (
+        (
+            "stages.0.backbone={name: irevnet_cifar}",
+            "stages.1.load: decoder.network: encoder of stage 'invertible' is of",
+        ),
+        (
+            "decoder.network={name: irevnet_face}",
+            "draws images of 112 x 112 pixels, the classifier takes 32 x 32; choose",
+        ),
+    ):
+        done = CliRunner().invoke(app, [*arguments, override])
+        assert done.exit_code == 2 and message in done.stderr
