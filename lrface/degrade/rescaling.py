@@ -107,19 +107,19 @@ class _Rescale(torch.autograd.Function):
             x, delta = _rows(images[part], last), _rows(perturbation[part], last)
             # Into the same memory, and arithmetic only: on a CPU new pages, torch.where and comparisons take up to forty
             # times as long as the work itself.
-            size, room, *rest = space[:, : len(x)]
+            size, room, left, more = space[:, : len(x)]
             torch.abs(delta, out=size)
             scale[part] = largest = size.amax(1)
             size.div_(torch.where(largest > 0, largest, 1)[:, None])
-            torch.sub(x, 0.5, out=rest[0])
-            torch.sign(delta, out=room).mul_(rest[0]).neg_().add_(0.5)
-            found = _root(size, room, epsilon[part].square(), *rest, precision=precision)
+            torch.sub(x, 0.5, out=left)
+            torch.sign(delta, out=room).mul_(left).neg_().add_(0.5)
+            found = _root(size, room, epsilon[part].square(), left, more, precision)
             squared, slope[part], reached[part] = found
             root = squared.sqrt()
             if free is not None:
                 torch.lt(size.mul_(root.to(size)[:, None]), room, out=free[part])
             gamma[part] = torch.where(largest > 0, root / largest.double(), 0).to(gamma)
-            moved = torch.addcmul(x, delta, gamma[part, None], out=rest[0]).clamp_(0, 1)
+            moved = torch.addcmul(x, delta, gamma[part, None], out=left).clamp_(0, 1)
             if not bool(reached[part].all()):
                 ends = torch.where(delta > 0, 1, torch.where(delta < 0, 0, x))
                 moved = torch.where(reached[part, None], moved, ends)
@@ -167,8 +167,9 @@ def _root(
     squared = least = target / values  # g cannot be smaller
     if values > 1024:
         some, its_room = size[:, ::SAMPLED].contiguous(), room[:, ::SAMPLED].contiguous()
-        space = torch.empty_like(some), torch.empty_like(some)
-        squared = _root(some, its_room, target / SAMPLED, *space, precision=0.01)[0].maximum(least)
+        left_there, free_there = torch.empty_like(some), torch.empty_like(some)
+        found, _, _ = _root(some, its_room, target / SAMPLED, left_there, free_there, 0.01)
+        squared = found.maximum(least)
     tolerance = target * precision
     for _ in range(LIMIT):
         torch.addcmul(room, size, -squared.sqrt().to(size)[:, None], out=left)

@@ -115,7 +115,8 @@ class AdversarialNoise(Method):
             raise UsageError("method: give restart_epochs or restart_steps, not both")
         if restart_epochs is None and restart_steps is None:
             restart_epochs = 0.33
-        for name, value in (("restart_epochs", restart_epochs), ("restart_steps", restart_steps)):
+        intervals: dict[str, Any] = {"restart_epochs": restart_epochs, "restart_steps": restart_steps}
+        for name, value in intervals.items():
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0
             ):
@@ -191,7 +192,9 @@ class AdversarialNoise(Method):
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         recognition = self.head.loss(self.encoder(batch["image"]), batch["label"])
-        shown = {key: batch[key] for key in ("adversarial", "replay_states", "replay_mib") if key in batch}
+        shown: dict[str, Tensor] = {
+            key: batch[key] for key in ("adversarial", "replay_states", "replay_mib") if key in batch
+        }
         return StepOutput(recognition.loss, {"accuracy": recognition.accuracy, **recognition.logs, **shown})
 
     def _roles(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -50,22 +50,26 @@ class NoiseGenerator(nn.Module):
         )
         self.reset(seed)
 
+    def _layers(self) -> list[nn.Conv2d]:
+        return [layer for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
+
     @torch.no_grad()
     def reset(self, seed: int) -> None:
         """Start again: the same weights for the same seed, on any device."""
         generator = torch.Generator().manual_seed(seed)
-        for convolution in self.convolutions[:-1]:
+        layers = self._layers()
+        for convolution in layers[:-1]:
             # PyTorch's own: weights and bias uniform up to one over the root of the inputs.
             bound = convolution.weight[0].numel() ** -0.5
-            for tensor in (convolution.weight, convolution.bias):
+            for tensor in convolution.parameters():
                 drawn = torch.rand(tensor.shape, generator=generator)
                 tensor.copy_(drawn.mul_(2).sub_(1).mul_(bound))
-        for tensor in self.convolutions[-1].parameters():
+        for tensor in layers[-1].parameters():
             tensor.zero_()
 
     def forward(self, normal: Tensor) -> Tensor:
         x = normal
-        for level, convolution in enumerate(self.convolutions):
+        for level, convolution in enumerate(self._layers()):
             x = convolution(x if level == 0 else F.relu(x))
         return normal + x
 
@@ -89,7 +93,7 @@ class NoiseGenerator(nn.Module):
         n, _, height, width = normal.shape
         x = normal.reshape(1, -1, height, width)
         tensors = self._split(states)
-        for level, convolution in enumerate(self.convolutions):
+        for level, convolution in enumerate(self._layers()):
             weight, bias = tensors[2 * level], tensors[2 * level + 1]
             x = x if level == 0 else F.relu(x)
             weight = weight.reshape(-1, *convolution.weight.shape[1:])
