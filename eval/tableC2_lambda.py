@@ -1,6 +1,6 @@
 """Table C.2 of the QualNet paper's supplement: lambda, the weight of the quality loss.
 
-lambda 0 is naive augmentation, as in the paper. On CIFAR-10 one further lambda, ten times that of the paper's ablations: with
+lambda 0 is naive augmentation, as in the paper. On CIFAR-10 one further lambda, ten times that of the ablations: with
 the small networks the gradient of the quality loss is a few hundredths as long as that of the softmax loss.
 
     python eval/tableC2_lambda.py --data DATA --images 2000 --rows naive qualnet_0.2 qualnet_0.6 qualnet_1.0
