@@ -98,7 +98,7 @@ def draw_similarity(
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.5))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.5))[0]
     nearest = min(found, key=lambda radius: abs(radius - shown))
     made = found[nearest]
     # Those that fool the classifier first: they are what the figure is about.

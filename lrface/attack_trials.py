@@ -182,10 +182,10 @@ class _Scores(nn.Module):
 def _auto_attack() -> Any:
     """The class AutoAttack of the authors' package, or of its copy on PyPI. Raises LrfaceError without either."""
     try:
-        from autoattack import AutoAttack  # type: ignore[import-not-found]
+        from autoattack import AutoAttack
     except ImportError:
         try:
-            from pyautoattack import AutoAttack  # type: ignore[import-not-found]
+            from pyautoattack import AutoAttack
         except ImportError as error:
             raise LrfaceError(
                 "the attack autoattack needs the package of that name or pyautoattack, neither of which is installed: pip "

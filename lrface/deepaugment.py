@@ -166,7 +166,7 @@ def open_network(text: str | Path, device: str = "cpu") -> tuple[CorruptionNetwo
 
     name, separator, file = str(text).partition("@weights=")
     if separator:
-        network = build_corruption_network({"name": name, "weights": file})
+        network: Any = build_corruption_network({"name": name, "weights": file})
         sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     else:
         network, card = load_model(text, device)

@@ -1,8 +1,8 @@
 """Figures that the AdA paper prints, to stand beside measured ones.
 
 Source: D. Calian et al., Defending Against Image Corruptions Through Adversarial Augmentations, ICLR 2022 (paper 003): a
-pre-activation ResNet-50 trained on CIFAR-10 for 300 epochs. Errors and accuracies in percent. What the paper calls mCE is the
-mean error over corruptions and severities, nothing divided by AlexNet's: ``mean_error`` of `lrface robustness`.
+pre-activation ResNet-50 trained on CIFAR-10 for 300 epochs. Errors and accuracies in percent. What the paper calls mCE is
+the mean error over corruptions and severities, nothing divided by AlexNet's: ``mean_error`` of `lrface robustness`.
 """
 
 SOURCE = "Calian et al., Defending Against Image Corruptions Through Adversarial Augmentations, ICLR 2022"

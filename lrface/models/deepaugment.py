@@ -8,6 +8,7 @@ of EDSR and a network here has fewer, those that it has are drawn from.
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,13 +49,13 @@ class _Blocks:
     def __init__(self, network: EDSR, rng: Random):
         self.blocks, self.rng = network.blocks, rng
 
-    def _block(self, start: int, stop: int, step: int) -> nn.Module:
+    def _block(self, start: int, stop: int, step: int) -> Any:
         there = [number for number in range(start, stop, step) if number < len(self.blocks)]
         return self.blocks[int(self.rng.choice(there if there else len(self.blocks)))]
 
     def both(self, start: int, stop: int, step: int = 1) -> tuple[nn.Conv2d, nn.Conv2d]:
-        first, _, second = self._block(start, stop, step)  # type: ignore[misc]
-        return first, second
+        block = self._block(start, stop, step)
+        return block[0], block[2]
 
     def either(self) -> nn.Conv2d:
         return self.both(0, 15)[int(self.rng.integers(2))]
@@ -183,16 +184,18 @@ EDSR_EDITS: dict[str, Callable[[_Blocks], None]] = {
     "negate_filters": _edsr_negate_filters,
     "keep_largest": _edsr_keep_largest,
 }
-"""EDSR's 17 edits of weights, in residual blocks ("first" and "second" are a block's convolutions); a network gets three:
+"""EDSR's 17 edits of weights, in residual blocks ("first" and "second" are a block's convolutions); a network gets
+three:
 
 flip_filters: filters and biases of both in the opposite order. negate: the first times -1. zero: the first is 0.
-negative_gelu: w becomes -gelu(w) in both. laplacian_4, laplacian_8: the first times a Laplacian of 4 or 8 neighbours, place
-by place. multiply: the second times 1 + 2 u U[0, 2), u from U[0, 1). mirror: kernels of the first left to right, the second
-times -1. shift: kernels of the first convolved with a shift by at most a pixel, its sign drawn, for each channel. convolve:
-with kernels (2 u U[0, 1) - 1) / 6. blur: those of the second with Dirichlet kernels of concentration 0.1. add_noise: U[-0.5,
-0.5) onto the second. rotate: five times kernels, or the matrix of filters and channels, by 90, 180 or 270 degrees. random_signs: five first ones with each weight's sign drawn. drop_weights: five
-with half of the weights 0. negate_filters: five with up to half of the filters times -1. keep_largest: five of either, each
-kernel with its largest value alone."""
+negative_gelu: w becomes -gelu(w) in both. laplacian_4, laplacian_8: the first times a Laplacian of 4 or 8 neighbours,
+place by place. multiply: the second times 1 + 2 u U[0, 2), u from U[0, 1). mirror: kernels of the first left to
+right, the second times -1. shift: kernels of the first convolved with a shift by at most a pixel, its sign drawn, for
+each channel. convolve: with kernels (2 u U[0, 1) - 1) / 6. blur: those of the second with Dirichlet kernels of
+concentration 0.1. add_noise: U[-0.5, 0.5) onto the second. rotate: five times kernels, or the matrix of filters and
+channels, by 90, 180 or 270 degrees. random_signs: five first ones with each weight's sign drawn. drop_weights: five
+with half of the weights 0. negate_filters: five with up to half of the filters times -1. keep_largest: five of
+either, each kernel with its largest value alone."""
 
 
 # -------------------------------------------------------------------------------------- the compressive autoencoder's
@@ -211,7 +214,7 @@ class _Middle:
 
     def draw(self, start: int = 8, stop: int = 14) -> nn.Conv2d:
         there = [number for number in range(start, stop) if number in self.layers]
-        return self.layers[int(self.rng.choice(there))]  # type: ignore[return-value]
+        return self.layers[int(self.rng.choice(there))]
 
     def filters(self, layer: nn.Conv2d, count: int) -> Tensor:
         """The first axis of ``count`` kernels drawn with repetition."""
@@ -299,9 +302,9 @@ def edits_of(network: nn.Module) -> dict[str, Callable[..., None]]:
         UsageError: DeepAugment has none for it.
     """
     if isinstance(network, EDSR):
-        return EDSR_EDITS  # type: ignore[return-value]
+        return EDSR_EDITS
     if isinstance(network, CompressiveAutoencoder):
-        return CAE_EDITS  # type: ignore[return-value]
+        return CAE_EDITS
     raise UsageError(
         f"DeepAugment edits an EDSR or a compressive autoencoder; found {type(network).__name__}"
     )
@@ -357,7 +360,8 @@ def draw_edited(network: CorruptionNetwork, images: Tensor, rngs: Sequence[Rando
     """
     if not isinstance(network, EDSR):
         return network(images)
-    x = network.head(images * 255 - network.mean)
+    mean = network.get_buffer("mean")
+    x = network.head(images * 255 - mean)
     before = [int(rng.integers(1, 5)) for rng in rngs]
     within = [int(rng.integers(1, 6)) for rng in rngs]
     for row, (rng, kind) in enumerate(zip(rngs, before, strict=True)):
@@ -387,7 +391,7 @@ def draw_edited(network: CorruptionNetwork, images: Tensor, rngs: Sequence[Rando
             last = max(set(range(len(blocks) + 1)) - skipped)
             gathered[row] = (network.gather(one) if last == len(blocks) else one + blocks[last](one))[0]
     enlarged = network.output(network.enlarge(gathered + x))
-    drawn = ((enlarged.float() + network.mean) / 255).clamp(0, 1)
+    drawn = ((enlarged.float() + mean) / 255).clamp(0, 1)
     return F.avg_pool2d(drawn, network.scale)
 
 
