@@ -74,12 +74,22 @@ def corrupted_by_radius(
 
 
 def kernel_density(
-    values: NDArray[np.float64], places: NDArray[np.float64], least: float = 0.002
+    values: NDArray[np.float64],
+    places: NDArray[np.float64],
+    highest: float | None = None,
+    least: float = 0.002,
 ) -> NDArray[np.float64]:
-    """Gaussian kernel density with Scott's bandwidth, n ** (-1/5) standard deviations but at least ``least``."""
+    """Gaussian kernel density with Scott's bandwidth, n ** (-1/5) standard deviations but at least ``least``; 0 above
+    ``highest``, with what would lie there mirrored at it."""
     width = max(float(values.std()) * len(values) ** -0.2, least)
-    kernels = np.exp(-0.5 * ((places[:, None] - values[None]) / width) ** 2)
-    return kernels.mean(1) / (width * np.sqrt(2 * np.pi))
+
+    def density(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        kernels = np.exp(-0.5 * ((places[:, None] - of[None]) / width) ** 2)
+        return kernels.mean(1) / (width * np.sqrt(2 * np.pi))
+
+    if highest is None:
+        return density(values)
+    return np.where(places <= highest, density(values) + density(2 * highest - values), 0.0)
 
 
 def draw_similarity(
@@ -118,7 +128,7 @@ def draw_similarity(
     places = np.linspace(max(-0.1, lowest - 0.05), 1.0, 800)
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(found)))
     for (radius, each), colour in zip(found.items(), colours, strict=True):
-        density = kernel_density(each.similarity, places)
+        density = kernel_density(each.similarity, places, highest=1.0)
         axes.plot(
             places,
             density,

@@ -80,6 +80,10 @@ def test_a_density_has_an_area_of_one():
     density = kernel_density(rng.normal(size=500), places)
     assert float(np.trapezoid(density, places)) == pytest.approx(1, abs=1e-3)
     assert places[density.argmax()] == pytest.approx(0, abs=0.5)
+    bounded = kernel_density(np.minimum(rng.normal(size=500), 1), places, highest=1)
+    assert (
+        float(np.trapezoid(bounded, places)) == pytest.approx(1, abs=2e-3) and not bounded[places > 1].any()
+    )
     assert float(kernel_density(np.ones(3), np.array([1.0]))[0]) == pytest.approx(
         1 / (0.002 * np.sqrt(2 * np.pi))
     )
