@@ -77,7 +77,7 @@ def test_pictures_of_the_boundary(tmp_path, monkeypatch):
     images = rng.integers(60, 150, (12, 32, 32, 3)).astype(np.uint8)
     images[6:, :, :, 0] += 30
     np.savez(tmp_path / "clean.npz", images=images, labels=[0] * 6 + [1] * 6)
-    arguments = "perturbation red_models:red --images clean.npz --generators 2 --steps 20 --pictures made --device cpu"
+    arguments = "perturbation red_models:red --images clean.npz --generators 1 --steps 5 --pictures made --device cpu"
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 0, result.output
     made = sorted(path.name for path in (tmp_path / "made").iterdir())
