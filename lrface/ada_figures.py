@@ -307,7 +307,7 @@ def draw_reconstruction(
         axes.spines[["top", "right"]].set_visible(False)
         names = [name.replace("_", " ") for name in corruptions]
         axes.set_xticks(places, names, rotation=40, ha="right", fontsize=8)
-        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8)
     figure.suptitle(title)
     save(figure, path)
 
