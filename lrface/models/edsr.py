@@ -36,6 +36,8 @@ class EDSR(CorruptionNetwork):
         UsageError: a value out of range.
     """
 
+    mean: Tensor
+
     def __init__(self, blocks: int = 16, features: int = 64, scale: int = 4, input_size: int = 32):
         super().__init__()
         if blocks < 1 or features < 1 or scale not in (2, 3, 4):

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -55,11 +56,11 @@ class PerExampleConvTranspose2d(nn.ConvTranspose2d):
             x.reshape(1, n * channels, height, width),
             self.weight.reshape(-1, *self.weight.shape[2:]),
             None,
-            self.stride,  # type: ignore[arg-type]
+            self.stride,
             self.padding,  # type: ignore[arg-type]
-            self.output_padding,  # type: ignore[arg-type]
+            self.output_padding,
             n,
-            self.dilation,  # type: ignore[arg-type]
+            self.dilation,
         )
         return _bias(out.view(n, -1, *out.shape[2:]), self.bias)
 
@@ -120,7 +121,7 @@ def load_published(network: CorruptionNetwork, path: str | Path) -> None:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            found = load_file(path)
+            found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
