@@ -37,7 +37,7 @@ class Distil(Method):
         weight: of the loss; by default the published one.
 
     Raises:
-        UsageError: a negative weight, a teacher of images of another size, an unknown teacher or loss, kd without logits.
+        UsageError: a negative weight, a teacher of other images, an unknown teacher or loss, kd without logits.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class Distil(Method):
                 f"method.teacher takes images of {self.teacher.input_size} x {self.teacher.input_size} pixels, the "
                 f"student {encoder.input_size} x {encoder.input_size}; both see the same ones"
             )
+        if self.teacher.channels != encoder.channels:
+            raise UsageError("method.teacher and the student must both take RGB, or both grey images")
         shapes = {
             "features": (_shape_of_map(encoder), _shape_of_map(self.teacher)),
             "embedding": (Shape(encoder.embedding_size), Shape(self.teacher.embedding_size)),

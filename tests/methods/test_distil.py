@@ -191,6 +191,13 @@ def test_what_is_refused(loss, arguments, message):
         distil(loss, **arguments)
 
 
+def test_a_teacher_of_other_colours():
+    encoder = build_backbone("madry_mnist")
+    head, policy = build_head("softmax", encoder.embedding_size, 5), build_policy("clean", mirror=0.0)
+    with pytest.raises(UsageError, match="method.teacher and the student must both take RGB, or both grey"):
+        Distil(encoder, head, policy, {**TEACHER, "input_size": 28}, "sp")
+
+
 # Face recognition: the head is CosFace and the teacher a recogniser of clean faces.
 
 
