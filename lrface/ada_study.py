@@ -99,7 +99,7 @@ def small_rows(deepaugment: str, start: str | None) -> list[Row]:
 
 
 def _started(row: Row, start: str) -> Row:
-    """The row with its classifier from a run, and half the rate."""
+    """The row with its classifier from a run, at half the rate and with a warm-up of 20 steps."""
     stage = recipes.load_recipe(row.recipe, row.overrides).stages[-1]
     before = ["{from: encoder, to: corruption_network}"] if stage.method.name == "ada" else []
     parts = [*before, f"{{path: {start}, to: encoder}}", f"{{path: {start}, from: head, to: head}}"]
@@ -107,6 +107,7 @@ def _started(row: Row, start: str) -> Row:
     more = (
         f"{place}.load=[{', '.join(parts)}]",
         f"{place}.optimiser.learning_rate={stage.optimiser.learning_rate / 2}",
+        f"{place}.schedule.warmup_steps=20",
     )
     return replace(row, overrides=(*row.overrides, *more))
 
