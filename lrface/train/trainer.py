@@ -471,6 +471,7 @@ class Trainer:
             method.to(memory_format=torch.channels_last)
         method.train()
         model = self.fabric.setup(method)
+        method.autocast = self.fabric.autocast
         return replay(content, method, model, self.fabric)
 
 

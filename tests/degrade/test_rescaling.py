@@ -128,7 +128,7 @@ def test_special_images():
 
 
 def test_the_gradient_is_that_of_differences():
-    x, delta, _ = random_cases(14, 4)
+    x, delta, _ = random_cases(8, 4)
     x, delta = x.double(), delta.double()
     delta /= delta.flatten(1).abs().amax(1)[:, None, None, None]
     most = length(rescale(x, delta, 100.0).images, x)
@@ -140,12 +140,14 @@ def test_the_gradient_is_that_of_differences():
     delta = torch.where(delta.abs() < 1e-3, 0.1, delta).requires_grad_()
     found = rescale(x, delta, epsilon)
     clipped = ((found.images == 0) | (found.images == 1)).flatten(1).any(1) & found.reached
-    assert int(clipped.sum()) > 3 and int((~clipped & found.reached).sum()) > 1
+    assert int(clipped.sum()) > 2 and int((~clipped & found.reached).sum()) > 1
     assert torch.autograd.gradcheck(lambda d: rescale(x, d, epsilon).images, delta, eps=1e-7, atol=1e-5)
     last = delta.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     x_last = x.contiguous(memory_format=torch.channels_last)
-    assert torch.autograd.gradcheck(lambda d: rescale(x_last, d, epsilon).images, last, eps=1e-7, atol=1e-5)
-    assert torch.autograd.gradcheck(lambda d: rescale(x_last, d, epsilon).images, delta, eps=1e-7, atol=1e-5)
+    (wanted,) = torch.autograd.grad(found.images.square().sum(), delta)
+    for own in (last, delta):
+        (gradient,) = torch.autograd.grad(rescale(x_last, own, epsilon).images.square().sum(), own)
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_the_gradient_has_no_part_along_delta_and_none_where_nothing_is_reached():
