@@ -41,8 +41,8 @@ def test_the_clean_network_reads_digits_and_is_judged_on_mnist_c(place):
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "ant1x1"])
 def test_noise_training_on_grey_images(place, name):
-    summary = train(place, name, [20, 6])
-    assert [stage["steps"] for stage in summary.stages] == [20, 6]
+    summary = train(place, name, [40, 6])
+    assert [stage["steps"] for stage in summary.stages] == [40, 6]
     run = run_perturbation(
         [str(place / name)],
         place / "mnist" / "test",
