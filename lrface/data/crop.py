@@ -75,7 +75,7 @@ CROPS.register("random_resized", RandomResizedCrop)
 
 def read_crop(
     source: FaceSource, index: int, crop: RandomResizedCrop, numbers: NDArray[np.float64], size: int
-) -> NDArray[np.uint8]:
+) -> np.ndarray:
     """The crop of an image, resized: uint8 [size, size, 3], RGB.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the crop has at least ``size`` pixels left
@@ -99,7 +99,7 @@ def read_crop(
 
 def _read_reduced(
     data: bytes, crop: RandomResizedCrop, numbers: NDArray[np.float64], size: int
-) -> NDArray[np.uint8] | None:
+) -> np.ndarray | None:
     """The crop of a JPEG that is better not decoded whole; None where it is."""
     header = read_header(data)
     if header.format != "jpeg":
@@ -126,7 +126,7 @@ def _read_reduced(
     return resize(image[top : max(bottom, top + 1), left : max(right, left + 1)], size)
 
 
-def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def resize(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 [h, w, 3] -> [size, size, 3]: an axis that shrinks by means over areas, one that grows bilinearly."""
     height, width = image.shape[:2]
     small = min(height, size), min(width, size)
@@ -134,4 +134,4 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         image = cv2.resize(image, (small[1], small[0]), interpolation=cv2.INTER_AREA)
     if small != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return image  # type: ignore[return-value]
+    return image

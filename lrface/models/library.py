@@ -22,7 +22,7 @@ The feature map keeps its size. timm's ResNets that average in the shortcut do s
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +46,10 @@ class NormaliseChannels(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        self.mean, self.std = tuple(mean), tuple(std)
-        deviation = torch.tensor(self.std).view(1, 3, 1, 1)
-        # Not among the weights: the architecture says them.
-        self.register_buffer("scale", 1.0 / deviation, persistent=False)
-        self.register_buffer("shift", -torch.tensor(self.mean).view(1, 3, 1, 1) / deviation, persistent=False)
+        deviation = torch.tensor(std).view(1, 3, 1, 1)
+        # Kept with the weights: another version of a library may say another mean of the same name.
+        self.register_buffer("scale", 1.0 / deviation)
+        self.register_buffer("shift", -torch.tensor(mean).view(1, 3, 1, 1) / deviation)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
@@ -101,8 +100,7 @@ class LibraryBackbone(FaceBackbone):
         self._shortcut = None if added is None else f"{place}.{added}."
 
     def _measure(self) -> None:
-        state = {key: value.to("meta") for key, value in self.state_dict(keep_vars=True).items()}
-        state.update({key: value.to("meta") for key, value in self.named_buffers()})
+        state = {key: value.to("meta") for key, value in [*self.named_parameters(), *self.named_buffers()]}
         training = self.training
         self.eval()
         image = torch.empty(1, 3, self.input_size, self.input_size, device="meta")
@@ -153,9 +151,10 @@ class LibraryBackbone(FaceBackbone):
         own = self.state_dict()
         added = [] if self._shortcut is None else [key for key in own if key.startswith(self._shortcut)]
         fresh = [] if any(key in state for key in added) else added
+        normalise = [key for key in own if key.startswith("normalise.")]
         # Files of early versions of PyTorch do not count batches.
         counts = [key for key in own if key.endswith(".num_batches_tracked") and key not in state]
-        state.update({key: own[key] for key in [*fresh, *counts]})
+        state.update({key: own[key] for key in [*fresh, *normalise, *counts]})
         check_tensors(own, state, f"{file}, weights for {self.library}'s {self.model},")
         self.load_state_dict(state)
         told = f"starts from {file}"
@@ -298,6 +297,7 @@ class TimmBackbone(LibraryBackbone):
     """
 
     library = "timm"
+    network: Any
 
     def _build(self) -> None:
         try:
@@ -312,15 +312,18 @@ class TimmBackbone(LibraryBackbone):
                 f"backbone.model: timm has no model {self.model!r}{nearest(bare, timm.list_models())}"
             )
         said = timm.get_pretrained_cfg(self.model)
-        fixed = {"img_size": self.input_size} if said is not None and said.fixed_input_size else {}
+        fixed: dict[str, Any] = {}
+        if said is not None and said.fixed_input_size:
+            fixed["img_size"] = self.input_size
         try:
-            network = timm.create_model(self.model, pretrained=False, num_classes=0, **fixed)
+            network: Any = timm.create_model(self.model, pretrained=False, num_classes=0, **fixed)
         except (AssertionError, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(
                 f"backbone.model: timm's {self.model} cannot be built for images of {self.input_size} pixels: {error}"
             ) from error
         if self.stem == "quality":
             self._stride_stem(network, "network")
+        self.network = network
         own = network.pretrained_cfg
         classifier = own.get("classifier")
         if not isinstance(classifier, str):
@@ -330,7 +333,6 @@ class TimmBackbone(LibraryBackbone):
         self.classifier = classifier
         self.normalise = NormaliseChannels(own["mean"], own["std"])
         self.channels_behind = getattr(network, "output_fmt", None) == "NHWC"
-        self.network = network
 
     def own_name(self, key: str) -> str:
         return f"network.{key}"
@@ -389,10 +391,10 @@ def quality_stem(network: nn.Module, what: str) -> str | None:
         UsageError: no ResNet, or one without max-pooling before its first stage.
     """
     pool, stage = getattr(network, "maxpool", None), getattr(network, "layer1", None)
-    first = stage[0] if isinstance(stage, nn.Sequential) and len(stage) else None
+    first: Any = stage[0] if isinstance(stage, nn.Sequential) and len(stage) else None
     wide = [
         layer
-        for name, layer in ([] if first is None else first.named_children())
+        for layer in ([] if first is None else first.children())
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
     ]
     if not isinstance(pool, nn.MaxPool2d) or first is None or not wide or not hasattr(first, "downsample"):
@@ -403,7 +405,7 @@ def quality_stem(network: nn.Module, what: str) -> str | None:
     network.maxpool = nn.Identity()
     wide[0].stride = (2, 2)
     if first.downsample is None:
-        inputs, outputs = next(iter(first.children())).in_channels, list(wide)[-1].out_channels
+        inputs, outputs = wide[0].in_channels, wide[-1].out_channels
         first.downsample = nn.Sequential(
             nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs)
         )
