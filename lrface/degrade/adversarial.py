@@ -66,7 +66,7 @@ class Attack:
 class Perturbed:
     """What the attack came to for n images. Everything is detached.
 
-    images: float32 [n, 3, h, w] in [0, 1].
+    images: [n, 3, h, w] in [0, 1], of the network's dtype.
     losses: float32 [steps, n], the classifier's loss before each step; the first is that of the random start.
     share: float32 [n, blocks], the norm of each perturbation relative to its radius, at most 1 up to rounding; 0 for a
         block without a radius.
@@ -114,7 +114,7 @@ def project(perturbation: Perturbation, bounds: Mapping[str, float]) -> None:
 
 
 def corrupted(network: CorruptionNetwork, perturbation: Perturbation, images: Tensor) -> Tensor:
-    """The images through the network with each image's own perturbed weights: float32 [n, 3, h, w] in [0, 1]."""
+    """The images through the network with each image's own perturbed weights: [n, 3, h, w] in [0, 1]."""
     own = dict(network.named_parameters())
     weights = {name: own[name].detach() + value for name, value in perturbation.items()}
     return run_with(network, weights, images)
@@ -146,7 +146,7 @@ def ascend(
             leaves = {name: perturbation[name].detach().requires_grad_() for name in names}
             each = loss(_channels_last(corrupted(network, leaves, images)), labels)
             # With respect to the perturbations alone: the classifier's weights get no gradient.
-            gradients = torch.autograd.grad(each.float().sum(), list(leaves.values()))
+            gradients = torch.autograd.grad(each.sum(), list(leaves.values()))
         with torch.no_grad():
             for name, gradient in zip(names, gradients, strict=True):
                 perturbation[name].add_(gradient.sign(), alpha=step)
@@ -173,7 +173,10 @@ def perturb(
     """
 
     def loss(corrupted: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(classifier(corrupted).float(), labels, reduction="none")
+        logits = classifier(corrupted)
+        # Sums of half precision would be too rough.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(logits, labels, reduction="none")
 
     return perturb_against(loss, images, labels, network, seeds, attack, similarity, keep)
 
@@ -232,11 +235,11 @@ def _perturb_chunk(
     similarity: float | None,
     keep: bool,
 ) -> Perturbed:
-    images = images.contiguous()
+    images = images.to(next(network.parameters()).dtype).contiguous()
     perturbation = random_start(network, seeds, attack.radius)
     losses = ascend(network, perturbation, images, labels, loss, attack)
     with _precision(images, attack):
-        found = corrupted(network, perturbation, images).float()
+        found = corrupted(network, perturbation, images)
     bounds = radii(network, attack.radius)
     share = [value.flatten(1).norm(dim=1) / (bounds[name] or 1.0) for name, value in perturbation.items()]
     limited, gamma, measured = limit_similarity(images, found, similarity)

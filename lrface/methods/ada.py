@@ -93,8 +93,7 @@ class AdA(Method):
         """The attack on framed images float [n, 3, h, w] with labels [n]; seeds int64 [n] of their random starts."""
 
         def loss(corrupted: Tensor, labels: Tensor) -> Tensor:
-            logits = self.head(self.encoder(corrupted), labels)
-            return F.cross_entropy(logits.float(), labels, reduction="none")
+            return F.cross_entropy(self.head(self.encoder(corrupted), labels), labels, reduction="none")
 
         training = self.training
         self.eval()

@@ -13,7 +13,7 @@ from lrface.data.synthetic import SyntheticFaces
 from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import LrfaceError
 from lrface.heads import build_head
-from lrface.methods import Classify, Distil, QualNet
+from lrface.methods import AdA, Classify, Distil, QualNet
 from lrface.methods.base import Method, StepOutput
 from lrface.models import build_backbone, build_decoder
 from lrface.train import distributed
@@ -83,6 +83,9 @@ def faces(kind: str, head: dict[str, Any]) -> Method:
     policy = ResolutionPolicy(0.5, sizes=(28, 14))
     if kind == "classify":
         return Classify(policy=policy, **parts)
+    if kind == "ada":
+        network = {"name": "edsr", "blocks": 1, "features": 4, "scale": 2, "input_size": 112}
+        return AdA(policy=policy, network=network, radius=0.05, steps=1, **parts)
     if kind.startswith("distil"):
         teacher = {"name": "ir18", "width": 4, "embedding_size": 8}
         # So heavy that most of the gradient is the distillation's.
@@ -102,6 +105,7 @@ CASES = {
     "distil_pkt": ("distil_pkt", {"name": "cosface"}, {}),
     "distil_sp": ("distil_sp", {"name": "cosface"}, {}),
     "distil_vid": ("distil_vid", {"name": "cosface"}, {}),
+    "ada": ("ada", {"name": "cosface"}, {}),
     "fsdp": ("qualnet", {"name": "cosface"}, {"strategy": "fsdp"}),
     "fsdp_distil": ("distil_sp", {"name": "cosface"}, {"strategy": "fsdp"}),
 }
