@@ -279,7 +279,7 @@ class IRevNet(FaceBackbone):
 
     With ``recompute`` a training step keeps no activations of the blocks, neither forward nor through the inverse: the
     backward pass computes them again from the feature map (or image), at the cost of a second forward pass. Gradients
-    are autograd's but for rounding: of a fresh irevnet300 they differ by 1e-12 of their length in float64 and by 0.01 in
+    are autograd's but for rounding: of a fresh irevnet300 they differ by 1e-11 of their length in float64 and by 0.01 in
     float32; under autocast what is computed again is what was computed, to the bit (:func:`_run_on_grid`). Statistics of
     BatchNorm move once a step. In a compiled network (trainer.compile) the compiler decides what is kept instead.
 
