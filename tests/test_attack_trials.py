@@ -1,4 +1,6 @@
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,18 +137,51 @@ def test_autoattack_by_its_package(place, norm):
     assert result["lost"]["autoattack"] >= 0.9 * sum(result["lost"].values()) > 0
 
 
-def test_autoattack_needs_its_package_and_four_classes(place, monkeypatch):
-    import sys
+AUTHORS = """
+import pyautoattack
 
-    if "pyautoattack" in sys.modules or pytest.importorskip("pyautoattack"):
-        with pytest.raises(UsageError, match="found 3 classes"):
-            run_trials(["linear_models:few"], "few.npz", parse_trials("autoattack=0.01"), **few(place))
+class AutoAttack:
+    "The authors' signatures, around the same attacks of the other package."
+    def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=[], version="standard",
+                 is_tf_model=False, device="cuda", log_path=None):
+        self.kept = pyautoattack.AutoAttack(model, norm=norm, eps=eps, seed=seed, version=version, device=device)
+        self.kept.verbose = verbose
+    def __getattr__(self, name):
+        return getattr(self.__dict__["kept"], name)
+    def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False, state_path=None):
+        return self.kept.run_standard_evaluation(x_orig, y_orig, batch_size=bs)[0]
+"""
+
+
+def test_the_authors_own_package_is_taken_where_it_is_there(place, monkeypatch):
+    pytest.importorskip("pyautoattack", reason="pip install 'lrface[attack]'")
+    far = margins(*place, "linf")
+    size = float(np.quantile(far[far > 0], 0.5))
+    text = f"autoattack:linf={size}"
+    other = run(text, steps=4, count=12).results
+    (Path.cwd() / "autoattack").mkdir()
+    (Path.cwd() / "autoattack/__init__.py").write_text(AUTHORS)
+    monkeypatch.syspath_prepend(Path.cwd())
+    try:
+        assert run(text, steps=4, count=12).results == other
+        assert "autoattack" in sys.modules
+    finally:
+        sys.modules.pop("autoattack", None)
+
+
+def test_autoattack_needs_its_package(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "autoattack", None)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(
         LrfaceError, match=r"needs the package of that name or pyautoattack.*lrface\[attack\]"
     ):
         run("autoattack=0.01")
+
+
+def test_autoattack_needs_four_classes(place):
+    pytest.importorskip("pyautoattack", reason="pip install 'lrface[attack]'")
+    with pytest.raises(UsageError, match="found 3 classes"):
+        run_trials(["linear_models:few"], "few.npz", parse_trials("autoattack=0.01"), **few(place))
 
 
 def few(place):
