@@ -132,6 +132,7 @@ class Options:
         steps, epochs: of every stage; None for the recipes'.
         images: how many test images are corrupted; None for all.
         overrides: for every row, before its own.
+        finished: train nothing, show the runs that are finished.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Options:
     epochs: float | None = None
     images: int | None = None
     overrides: tuple[str, ...] = ()
+    finished: bool = False
     results: Path = RESULTS
     command: str = ""
 
@@ -193,6 +195,9 @@ def study_options(
         metavar="KEY=VALUE",
         help="further overrides for every row: trainer.threads=1",
     )
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing: the table of the runs that are finished"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where NAME.json and NAME.md go")
     given = list(sys.argv[1:] if arguments is None else arguments)
     found = parser.parse_args(given)
@@ -215,6 +220,7 @@ def study_options(
         found.epochs,
         found.images,
         tuple(found.set),
+        found.finished,
         found.results,
         f"python {shlex.join([sys.argv[0], *_without_places(sys.argv[1:])])}",
     )
@@ -261,8 +267,13 @@ def run_study(
     started = time.time()
     results: list[dict[str, Any]] = []
     document: dict[str, Any] = {}
+    text = ""
     for seed in options.seeds:
         for row in options.rows:
+            if options.finished and not _finished(
+                recipes.load_recipe(row.recipe, run_overrides(row, seed, options))
+            ):
+                continue
             result = row_result(row, seed, options, evaluation)
             results.append(result)
             figures = (f"{c.title} {_number(c.figure(result['evaluation']))}" for c in columns)
@@ -292,8 +303,8 @@ def run_study(
 
 def row_result(row: Row, seed: int, options: Options, evaluation: Evaluation) -> dict[str, Any]:
     """One row with one seed, trained and evaluated, as it stands in the results."""
-    folder = options.runs / f"{row.key}-seed{seed}"
-    overrides = [*row_overrides(row, options), f"seed={seed}", f"out={folder}"]
+    folder = run_folder(row, seed, options)
+    overrides = run_overrides(row, seed, options)
     summary = train_run(row.recipe, overrides, options.data, donors=options.runs)
     recipe = recipes.load_recipe(row.recipe, overrides)
     card = load_model(folder)[1]
@@ -315,6 +326,16 @@ def row_result(row: Row, seed: int, options: Options, evaluation: Evaluation) ->
         "training_seconds": round(sum(stage.get("seconds", 0.0) for stage in summary["stages"]), 1),
         "evaluation": evaluation.of(folder),
     }
+
+
+def run_folder(row: Row, seed: int, options: Options) -> Path:
+    """Where the run of a row with a seed lies."""
+    return options.runs / f"{row.key}-seed{seed}"
+
+
+def run_overrides(row: Row, seed: int, options: Options) -> list[str]:
+    """All overrides of a run."""
+    return [*row_overrides(row, options), f"seed={seed}", f"out={run_folder(row, seed, options)}"]
 
 
 def row_overrides(row: Row, options: Options) -> list[str]:

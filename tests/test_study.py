@@ -156,6 +156,10 @@ def test_rows_are_trained_measured_once_and_written_with_the_papers_numbers(plac
     study.run_study("A table", asked, counted.evaluation(images=5), SCORE)
     assert counted.calls == 4
     assert (runs / "first-seed0" / "run.json").stat().st_mtime_ns == stamp
+    half = options(place, *rows, finished=True, results=place / "half")
+    found = study.run_study("A table", half, counted.evaluation(images=5), SCORE)
+    assert [row["key"] for row in found["rows"]] == ["first", "second"] and counted.calls == 4
+    assert not (runs / "third-seed0").exists()
     changed = (Row("first", "the first", recipe, ("stages.quality.method.quality_weight=0.5",)),)
     with pytest.raises(LrfaceError, match="first-seed0: training failed"):
         study.run_study("A table", options(place, *changed), counted.evaluation(), SCORE)
