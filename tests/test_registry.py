@@ -71,3 +71,18 @@ def test_whole_numbers_and_exponents_are_floats(things):
 def test_nothing_near_gives_no_hint():
     assert nearest("zzz", ["cosface", "arcface"]) == ""
     assert nearest("cosfac", ["cosface", "arcface"]) == " (did you mean 'cosface'?)"
+
+
+def test_a_value_that_may_be_left_out_is_of_its_type_all_the_same():
+    registry: Registry = Registry("thing")
+    registry.register("weighed", lambda weight: weight)
+    registry.register("typed", weighed)
+    assert registry.build("typed") is None and registry.build("typed", weight=None) is None
+    assert registry.build("typed", weight="1e-3") == 0.001 and registry.build("typed", weight=2) == 2.0
+    with pytest.raises(UsageError, match="thing.weight must be of type float; found 'much'"):
+        registry.build("typed", weight="much")
+    assert registry.build("weighed", weight="much") == "much"  # which says no type
+
+
+def weighed(weight: float | None = None) -> float | None:
+    return weight
