@@ -117,9 +117,7 @@ class AdversarialNoise(Method):
             restart_epochs = 0.33
         intervals: dict[str, Any] = {"restart_epochs": restart_epochs, "restart_steps": restart_steps}
         for name, value in intervals.items():
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0
-            ):
+            if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"method.{name} must be at least 0; found {value!r}")
         if isinstance(head, PartialHead):
             raise UsageError(
@@ -285,7 +283,9 @@ class AdversarialNoise(Method):
         distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(sums)
-        *means, mean_loss = (sums[:-1] / sums[-1]).split([*(weight.numel() for weight in weights), 1])
+        *means, mean_loss = (sums[:-1] / sums[-1].clamp_min(1)).split(
+            [*(weight.numel() for weight in weights), 1]
+        )
         for weight, mean in zip(weights, means, strict=True):
             weight.grad = -mean.view_as(weight)
         optimiser.step()

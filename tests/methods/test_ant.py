@@ -290,6 +290,17 @@ def test_a_rank_sees_its_part_of_the_batch():
         assert torch.equal(found, roles[own]) and torch.equal(own_seeds, seeds[own])
 
 
+def test_a_rank_whose_images_all_stay_clean():
+    method, whole = ant(), batch(5, 2)
+    rank = int(method._roles(whole)[0].argmin())
+    part = {"image": whole["image"][:1], "label": whole["label"][:1], "seed": 5, "part": (rank, 2)}
+    method.epsilon = 1.0
+    state = method.generator.state()
+    ready = method.prepare(part)
+    assert torch.equal(ready["image"], ready["hq"])
+    assert torch.equal(method.generator.state(), state)  # by itself it has nothing to say
+
+
 @pytest.mark.parametrize("generator", ["noise1x1", {"name": "noise3x3", "depth": 2, "width": 6}])
 def test_faces_with_a_margin_head(generator):
     torch.manual_seed(0)
@@ -345,6 +356,7 @@ def test_epochs_need_to_be_known():
         ({"clean_share": 1.0, "current_share": 0.0}, "leave no image for noise"),
         ({"restart_steps": 5, "restart_epochs": 0.1}, "not both"),
         ({"restart_steps": -1}, "method.restart_steps must be at least 0"),
+        ({"restart_steps": 2.5}, "method.restart_steps must be of type int"),
         ({"generator": "noise"}, "unknown generator 'noise'"),
         ({"generator": {"name": "noise1x1", "widht": 2}}, "unknown key generator.widht .*width"),
         ({"generator": {"name": "noise1x1", "channels": 3}}, "channels follows from the backbone"),
