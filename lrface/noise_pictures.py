@@ -18,7 +18,7 @@ from lrface.models.noise import NoiseGenerator, build_noise_generator
 from lrface.train.sheets import picture
 
 if TYPE_CHECKING:
-    from lrface.perturbation import LabelledImages, PerturbationRun, Sampler, Smallest
+    from lrface.perturbation import Judge, LabelledImages, PerturbationRun, Sampler, Smallest
 
 IMAGES = 8
 SAMPLES = 1 << 18
@@ -32,7 +32,7 @@ GREY = (0.299, 0.587, 0.114)
 
 
 def grey_density(
-    generator: NoiseGenerator | None, channels: int, seed: int = 0, bins: int = 201
+    generator: NoiseGenerator | None, channels: int, seed: int = 0, bins: int = 101
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The density of a generator's noise in grey, with the noise of all channels brought to a root mean square of 1.
 
@@ -114,6 +114,7 @@ def draw_boundary(
     path: str | Path,
     title: str,
     images: "LabelledImages",
+    judge: "Judge",
     drawn: "Mapping[str, tuple[Sampler, Smallest]]",
 ) -> None:
     """Fig. 1: images that the model has right, and each with the least noise of each kind that makes it wrong."""
@@ -134,7 +135,7 @@ def draw_boundary(
                 and (not fresh or int(images.labels[row]) not in seen)
             ):
                 chosen.append(row)
-    classes = images.set.classes
+    classes = judge.classifier.classes
     rows = []
     for row in chosen:
         clean = images.float(slice(row, row + 1))
@@ -145,7 +146,7 @@ def draw_boundary(
             noise = noise / noise.square().mean().sqrt()
             shown.append([picture(perturbed(clean, noise, torch.tensor([smallest.gamma[row]]).float())[0])])
             words.append(f"{name} {smallest.size[row]:.2f}")
-        label = int(images.labels[row])
+        label = int(judge.right[row])
         rows.append(SheetRow([str(label) if classes is None else classes[label], *words], shown))
     draw_sheet(
         path,
@@ -160,9 +161,9 @@ def draw_run(
     folder: Path,
     run: "PerturbationRun",
     images: "LabelledImages",
+    judges: "Sequence[Judge]",
     drawn: "Sequence[Mapping[str, tuple[Sampler, Smallest]]]",
     learned: Sequence[Sequence[NoiseGenerator]],
-    values: int,
 ) -> None:
     """Everything of a run of `lrface perturbation`: boundary-N.png, noise-N.png and densities-N.png of model N."""
     channels, side = run.about["channels"], run.about["size"]
@@ -170,7 +171,8 @@ def draw_run(
         zip(run.results, drawn, learned, strict=True), start=1
     ):
         model = result["model"]
-        draw_boundary(folder / f"boundary-{number}.png", model, images, own)
+        judge = judges[number - 1]
+        draw_boundary(folder / f"boundary-{number}.png", model, images, judge, own)
         if generators:
             named = {f"generator {seed + 1}": made.cpu() for seed, made in enumerate(generators)}
             note = f"trained with noise of length {result['noises']['adversarial']['epsilon']:.2f}"

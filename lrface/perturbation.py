@@ -458,7 +458,7 @@ def run_perturbation(
     if pictures is not None:
         from lrface.noise_pictures import draw_run
 
-        draw_run(Path(pictures), run, test, drawn, learned, values)
+        draw_run(Path(pictures), run, test, judges, drawn, learned)
     return run
 
 
