@@ -286,7 +286,8 @@ def _run(path: Path, device: str) -> _Found:
         )
     network = _EncoderAndHead(encoder, weight, bias).to(device).eval().requires_grad_(False)
     shown = {"input": card["input"], "training": card.get("training", {})}
-    return _Found(network, weights, classes, int(card["input"]["size"]), encoder.channels, shown)
+    channels = 1 if card["input"]["colour"] == "grey" else 3
+    return _Found(network, weights, classes, int(card["input"]["size"]), channels, shown)
 
 
 # --------------------------------------------------------------------------------------------- networks of others

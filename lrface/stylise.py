@@ -179,12 +179,17 @@ def stylised(
     height, width = content.shape[:2]
     scale = max(1.0, size / min(height, width))
     shape = max(8, round(width * scale)), max(8, round(height * scale))
-    enlarged = content if scale == 1 else cv2.resize(content, shape, interpolation=cv2.INTER_CUBIC)
+    enlarged = content if scale == 1 else _resized(content, shape, cv2.INTER_CUBIC)
     with torch.inference_mode():
         made = network(_tensor(enlarged).to(device), style.to(device), alpha)[0].cpu()
     pixels = (made * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     pixels = np.ascontiguousarray(pixels[: enlarged.shape[0], : enlarged.shape[1]])
-    return pixels if scale == 1 else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return pixels if scale == 1 else _resized(pixels, (width, height), cv2.INTER_AREA)
+
+
+def _resized(image: NDArray[np.uint8], shape: tuple[int, int], interpolation: int) -> NDArray[np.uint8]:
+    """To ``shape``, (width, height)."""
+    return np.asarray(cv2.resize(image, shape, interpolation=interpolation), dtype=np.uint8)
 
 
 def _tensor(image: NDArray[np.uint8]) -> Tensor:
@@ -224,7 +229,7 @@ def _style_of(
             interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
             if len(kept) >= STYLES_KEPT:
                 kept.pop(next(iter(kept)))
-            kept[path] = _tensor(cv2.resize(square, (size, size), interpolation=interpolation))
+            kept[path] = _tensor(_resized(square, (size, size), interpolation))
         return kept[path]
     raise LrfaceError(f"none of the {len(pictures)} pictures of styles can be read: {pictures[0]}, ...")
 
