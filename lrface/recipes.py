@@ -714,7 +714,11 @@ def check_loads(recipe: config.Recipe, methods: Sequence[Method]) -> None:
         loaded = [target for _, target in map(_from_to, stage.load)]
         for part, source in methods[index].must_load.items():
             # A backbone of a library may name the file that it starts from.
-            if part not in loaded and getattr(methods[index].get_submodule(part), "weights", None) is None:
+            whole = {".".join(part.split(".")[:length]) for length in range(1, part.count(".") + 2)}
+            if (
+                whole.isdisjoint(loaded)
+                and getattr(methods[index].get_submodule(part), "weights", None) is None
+            ):
                 raise UsageError(
                     f"stages.{index}.load lacks {part}, which knows nothing with fresh weights: add {{from: {source}, "
                     f"to: {part}}}, from the stage before, or {{path: RUN, from: {source}, to: {part}}}, from a run on "

@@ -241,6 +241,10 @@ def test_start_from_such_a_classifier_on_disk(finished, data, tmp_path, monkeypa
             ["stages.1.load=[{path: nowhere, to: decodr.network}]"],
             r"\(method qualnet\) has no decodr.network \(did you mean 'decoder'\?\); it has encoder, head, decoder",
         ),
+        (
+            ["stages.1.load=[]"],
+            r"stages.1.load lacks decoder.network, .*add \{from: encoder, to: decoder.network\}",
+        ),
         (["stages.1.load=[encoder]"], "stages.1.load: encoder: encoder of stage 'invertible' is of another"),
         (["decoder.in_size=8"], "decoder.in_size follows from the rest of the recipe"),
     ],

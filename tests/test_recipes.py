@@ -109,7 +109,13 @@ def test_only_what_a_stage_loads_is_carried_over(faces, tmp_path, monkeypatch):
         return fit(self, stage)
 
     monkeypatch.setattr(recipes.Trainer, "fit", spy)
-    run(tiny("stages.1.load=[encoder]", "stages.0.steps=1", "stages.1.steps=1"), faces, tmp_path / "run")
+    loads = "stages.1.load=[encoder]"
+    with pytest.raises(
+        UsageError, match=r"stages.1.load lacks decoder, .*add \{from: decoder, to: decoder\}"
+    ):
+        run(tiny(loads), faces, tmp_path / "frozen")
+    settings = (loads, "stages.1.method.freeze=[batchnorm]", "stages.0.steps=1", "stages.1.steps=1")
+    run(tiny(*settings), faces, tmp_path / "run")
     last = load_parts(tmp_path / "run" / "stages" / "1-one" / "step-00000001")
     equal = {key for key in last if torch.equal(last[key], starts["two"][key])}
     assert {key for key in last if key.startswith("encoder.")} <= equal

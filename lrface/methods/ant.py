@@ -131,7 +131,7 @@ class AdversarialNoise(Method):
             build_noise_generator(generator, encoder.channels).requires_grad_(False) for _ in range(2)
         )
         # Another run's seed gives another start.
-        self.generator.reset(int(torch.randint(2**62, ())))
+        self.generator.reset(int(torch.randint(2**62, (), device="cpu")))
         self.epsilon = epsilon_for(encoder.input_size, epsilon, epsilon_at)
         self.learning_rate = learning_rate
         self.restart_epochs, self.restart_steps = restart_epochs, restart_steps

@@ -21,6 +21,7 @@ from lrface.heads import Head
 from lrface.losses import build_quality
 from lrface.methods.base import Method, StepOutput, degrade_batch
 from lrface.models.blocks import FaceBackbone, batchnorm_eval, freeze_batchnorm
+from lrface.models.irevnet import IRevNetInverse
 
 FREEZABLE = ("decoder", "batchnorm")
 
@@ -68,6 +69,10 @@ class QualNet(Method):
         self.quality_weight = quality_weight
         self.clip = clip
         self.quality_loss = build_quality(quality)
+        if isinstance(decoder, IRevNetInverse):
+            self.must_load = {"decoder.network": "encoder"}
+        elif "decoder" in self.frozen:
+            self.must_load = {"decoder": "decoder"}
         if "decoder" in self.frozen:
             self.decoder.requires_grad_(False)
         if "batchnorm" in self.frozen:
