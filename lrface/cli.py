@@ -1199,7 +1199,7 @@ def attack(
 ) -> None:
     """Accuracy of classifiers under adversarial attacks, and the median distance where one looks for the smallest.
 
-    PGD and DDN are foolbox's, AutoAttack its authors': pip install 'lrface[attack]'.
+    PGD and DDN are foolbox's, AutoAttack its authors': pip install 'lrface\\[attack]'.
     """
     with errors_for_users():
         from lrface.attack_trials import parse_trials, run_trials
