@@ -582,7 +582,7 @@ def stored_set(images: Path, benchmark: str, count: int, runs: Path, seed: int =
             )
             np.save(aside / "labels.npy", check_labels(source)[:count])
         name = next(name for name, of in SET_NAMES.items() if of == benchmark)
-        corrupt_set(clean / "images.npy", out, name, held_out=True, seed=seed)
+        corrupt_set(clean / "images.npy", out, name, held_out=bool(kind.held_out), seed=seed)
     return out
 
 
