@@ -48,7 +48,12 @@ if __name__ == "__main__":
         }
         for radius, each in found.items()
     ]
-    about = {"checkpoint_sha256": judge.classifier.sha256, "network_sha256": sha256, "images": options.images}
+    about = {
+        "checkpoint_sha256": judge.classifier.sha256,
+        "network_sha256": sha256,
+        "images": options.images,
+        "steps": options.steps,
+    }
     write_json(
         options.out.with_suffix(".json"),
         {"table": "AdA figure 1", **about, "rows": rows, **about_the_run(started)},
