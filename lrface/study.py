@@ -562,7 +562,8 @@ def corruption_evaluation(options: Options, held_out: bool = False, seed: int = 
                 seed=seed,
                 batch_size=250,
             )
-        return run.results[0] | {"images": run.about["images"], "made": run.about["made"]}
+        found = {key: value for key, value in run.results[0].items() if key != "model"}  # its place here
+        return found | {"images": run.about["images"], "made": run.about["made"]}
 
     name = "_".join([benchmark, *(["held_out"] if held_out else []), str(options.images or "all")])
     return Evaluation(name, about, measure, {"test": about})
