@@ -178,3 +178,28 @@ def test_names_without_a_suffix_and_names_that_climb():
     assert stylised_name("a/b.JPG") == "a/b.JPG" and stylised_name("000012") == "000012.png"
     assert stylised_name("/etc/x.png") == "etc/x.png" and stylised_name("../../x.png") == "x.png"
     assert stylised_name("v1.2/7") == "v1.2/7.png"
+
+
+def test_crops_are_alike_for_an_image_and_its_stylised_version(place):
+    """The stylised folder holds the photographs themselves: then both must be cut alike in each batch."""
+    from lrface import recipes
+    from lrface.data.dataset import batches
+
+    (place / "recipe.yaml").write_text("""
+name: crops
+data: {path: photos, batch_size: 4, stylised: photos, crop: random_resized, cache: false}
+backbone: {name: cifar_resnet18, width: 4}
+head: softmax
+stages:
+  - name: noise
+    method: {name: ant, clean_share: 0.25, stylised_share: 0.25, restart_steps: 2}
+    degrade: {name: clean}
+    steps: 3
+""")
+    recipe = recipes.load_recipe("recipe.yaml")
+    method = recipes.build_method(recipe, recipe.stages[0], 2)
+    dataset = recipes.open_dataset(recipe, open_source("photos"), method, False)
+    seen = [batch["image"] for batch in batches(dataset, 4, 0, 0, 4)]
+    for number, batch in enumerate(batches(dataset, 4, 0, 0, 4)):
+        assert torch.equal(batch["image"], batch["stylised"]) and torch.equal(batch["image"], seen[number])
+    assert not torch.equal(seen[0], seen[2])
