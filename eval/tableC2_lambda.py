@@ -1,7 +1,7 @@
 """Table C.2 of the QualNet paper's supplement: lambda, the weight of the quality loss.
 
-lambda 0 is naive augmentation, as in the paper. On CIFAR-10 one further lambda, ten times that of the ablations: with
-the small networks the gradient of the quality loss is a few hundredths as long as that of the softmax loss.
+lambda 0 is naive augmentation, as in the paper. On CIFAR-10 two further ones: that of Tables 1 to 3, and ten times that
+of the ablations, because the quality loss's gradient is a few hundredths as long as the softmax loss's there.
 
     python eval/tableC2_lambda.py --data DATA --images 2000 --rows naive qualnet_0.2 qualnet_0.6 qualnet_1.0
     python eval/tableC2_lambda.py --data DATA --suite imagenet200      # the paper's networks, on a GPU
@@ -19,7 +19,7 @@ from lrface.study import (
 )
 
 
-def rows(naive: str, qualnet: str, further: tuple[float, ...] = ()) -> tuple[Row, ...]:
+def rows(naive: str, qualnet: str, *further: Row) -> tuple[Row, ...]:
     """Naive augmentation and QualNet with each lambda of the table, and further ones."""
     return (
         Row("naive", "0 (naive augmentation)", naive, paper="0.0"),
@@ -31,14 +31,20 @@ def rows(naive: str, qualnet: str, further: tuple[float, ...] = ()) -> tuple[Row
                 (f"stages.quality.method.quality_weight={weight}",),
                 paper=f"{weight}",
             )
-            for weight in (*TABLE_C2, *further)
+            for weight in TABLE_C2
             if weight
         ),
+        *further,
     )
 
 
 SUITES = {
-    "cifar10": rows("cifar10/corruptions", "cifar10/qualnet", (6.0,)),
+    "cifar10": rows(
+        "cifar10/corruptions",
+        "cifar10/qualnet",
+        Row("qualnet", "0.1, as in Tables 1 to 3", "cifar10/qualnet"),
+        Row("qualnet_6.0", "6.0", "cifar10/qualnet", ("stages.quality.method.quality_weight=6.0",)),
+    ),
     "imagenet200": rows("imagenet200/naive", "imagenet200/qualnet"),
 }
 
