@@ -11,7 +11,7 @@ from torch import Tensor
 from lrface.degrade.corruptions import noise
 from lrface.degrade.corruptions.draws import Draws
 from lrface.degrade.framing import Frame, Framing
-from lrface.degrade.policy import Policy, check_share
+from lrface.degrade.policy import Policy, check_range, check_share, uniform
 from lrface.errors import UsageError
 
 
@@ -34,6 +34,7 @@ class NoisePolicy(Policy):
 
     Args:
         sigma: standard deviation of the noise in units of [0, 1]; of a list, one is drawn uniformly for each image.
+        sigma_range: [smallest, largest] instead of sigma, drawn uniformly for each image.
         clean_share: share of the batch that stays clean, exact up to rounding (0.5 in the paper).
         mirror, crop_padding: see :class:`~lrface.degrade.framing.Framing`.
 
@@ -49,6 +50,7 @@ class NoisePolicy(Policy):
         clean_share: float = 0.5,
         mirror: float = 0.5,
         crop_padding: int = 0,
+        sigma_range: Sequence[float] | None = None,
     ):
         check_share("clean_share", clean_share)
         sigmas = sigma if isinstance(sigma, Sequence) and not isinstance(sigma, str) else [sigma]
@@ -59,6 +61,7 @@ class NoisePolicy(Policy):
         if not sigmas:
             raise UsageError("degrade.sigma must list at least one standard deviation")
         self.sigmas = tuple(float(value) for value in sigmas)
+        self.limits = None if sigma_range is None else check_range("sigma_range", sigma_range)
         self.clean_share = clean_share
         self.framing = Framing(mirror, crop_padding)
 
@@ -66,6 +69,8 @@ class NoisePolicy(Policy):
         frame = self.framing.sample(n, generator)
         order = torch.randperm(n, generator=generator)
         sigma = torch.tensor(self.sigmas)[torch.randint(len(self.sigmas), (n,), generator=generator)]
+        if self.limits is not None:
+            sigma = uniform(n, self.limits, generator)
         sigma[order[: round(n * self.clean_share)]] = 0
         seed = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator)
         return NoiseParameters(frame, sigma, seed)
@@ -96,8 +101,9 @@ class GaussianNoisePolicy(NoisePolicy):
         clean_share: float = 0.5,
         mirror: float = 0.5,
         crop_padding: int = 0,
+        sigma_range: Sequence[float] | None = None,
     ):
-        super().__init__(sigma, clean_share, mirror, crop_padding)
+        super().__init__(sigma, clean_share, mirror, crop_padding, sigma_range)
 
 
 class SpeckleNoisePolicy(NoisePolicy):
@@ -112,5 +118,6 @@ class SpeckleNoisePolicy(NoisePolicy):
         clean_share: float = 0.5,
         mirror: float = 0.5,
         crop_padding: int = 0,
+        sigma_range: Sequence[float] | None = None,
     ):
-        super().__init__(sigma, clean_share, mirror, crop_padding)
+        super().__init__(sigma, clean_share, mirror, crop_padding, sigma_range)

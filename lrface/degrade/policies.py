@@ -5,6 +5,8 @@
     corruptions   part of the batch is corrupted, each image by a corruption and severity of its own
     augmix        chains of operations mixed with the image (Hendrycks et al., ICLR 2020)
     gaussian_noise, speckle_noise  part of the batch gets noise (Rusak et al., ECCV 2020)
+    pixel_mask    pixels go missing (Ravula et al., NeurIPS 2021)
+    gaussian_blur a Gaussian of a given kernel (the same)
     mixed         the degraded images of a batch are shared among several policies
     chain         degraded images go through several policies, one after another
 
@@ -24,6 +26,7 @@ from lrface.degrade import corruptions
 from lrface.degrade.augmix import AugMixPolicy
 from lrface.degrade.framing import Frame, Framing
 from lrface.degrade.noise_policy import GaussianNoisePolicy, SpeckleNoisePolicy
+from lrface.degrade.operators import GaussianBlurPolicy, PixelMaskPolicy
 from lrface.degrade.policy import Policy, ResolutionPolicy, check_share, rows_of
 from lrface.errors import UsageError
 from lrface.registry import Registry
@@ -338,6 +341,8 @@ POLICIES.register("corruptions", CorruptionPolicy)
 POLICIES.register("augmix", AugMixPolicy)
 POLICIES.register("gaussian_noise", GaussianNoisePolicy)
 POLICIES.register("speckle_noise", SpeckleNoisePolicy)
+POLICIES.register("pixel_mask", PixelMaskPolicy)
+POLICIES.register("gaussian_blur", GaussianBlurPolicy)
 POLICIES.register("mixed", MixedPolicy)
 POLICIES.register("chain", ChainPolicy)
 

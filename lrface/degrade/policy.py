@@ -4,6 +4,7 @@ Drawing happens on the CPU from an explicit generator, applying on the images' d
 same degraded batch on any device.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
@@ -63,6 +64,26 @@ def check_share(name: str, share: float) -> None:
     """Raises UsageError unless ``degrade.NAME`` is between 0 and 1."""
     if not 0.0 <= share <= 1.0:
         raise UsageError(f"degrade.{name} must be between 0 and 1; found {share}")
+
+
+def check_range(name: str, given: Any, least: float = 0.0, most: float = math.inf) -> tuple[float, float]:
+    """``degrade.NAME`` as (smallest, largest). Raises UsageError unless it is two numbers, least < smallest <= largest <
+    most."""
+    numbers = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+    if numbers:
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in given)
+    if not numbers or not least < given[0] <= given[1] < most:
+        limit = f" below {most:g}" if most < math.inf else ""
+        raise UsageError(
+            f"degrade.{name} must be [smallest, largest], numbers above {least:g}{limit}; found {given!r}"
+        )
+    return float(given[0]), float(given[1])
+
+
+def uniform(n: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """float32 [n], uniform between the limits."""
+    smallest, largest = limits
+    return smallest + (largest - smallest) * torch.rand(n, generator=generator)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lrface.degrade.policy import Policy
@@ -13,6 +12,7 @@ from lrface.heads import Head
 from lrface.heads.margin import Softmax
 from lrface.losses.distillation import Shape, build_distillation
 from lrface.methods.base import Method, StepOutput, degrade_batch
+from lrface.methods.ranks import of_all_ranks, ranks
 from lrface.models import build_backbone
 from lrface.models.blocks import FaceBackbone
 
@@ -53,7 +53,7 @@ class Distil(Method):
         self.encoder: FaceBackbone = encoder
         self.head = head
         self.policy = policy
-        self.teacher: FaceBackbone = _build_teacher(teacher).requires_grad_(False)
+        self.teacher: FaceBackbone = build_teacher(teacher).requires_grad_(False)
         if self.teacher.input_size != encoder.input_size:
             raise UsageError(
                 f"method.teacher takes images of {self.teacher.input_size} x {self.teacher.input_size} pixels, the "
@@ -124,7 +124,7 @@ class Distil(Method):
         return feature_map if self.layer == "features" else embedding
 
 
-def _build_teacher(teacher: Any) -> FaceBackbone:
+def build_teacher(teacher: Any) -> FaceBackbone:
     """The backbone of this name, or of a mapping with a name and arguments. Raises UsageError."""
     named = {"name": teacher} if isinstance(teacher, str) else teacher
     if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
@@ -139,31 +139,3 @@ def _build_teacher(teacher: Any) -> FaceBackbone:
 
 def _shape_of_map(network: FaceBackbone) -> Shape:
     return Shape(network.feature_channels, network.feature_size)
-
-
-def ranks() -> int:
-    """The processes of this run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-@torch.compiler.disable  # a collective inside
-def of_all_ranks(own: Tensor) -> Tensor:
-    """[n, ...] of every rank -> [ranks n, ...] of all, in the order of the ranks.
-
-    For a loss that every rank then computes from all of it: what a rank's own rows get for a gradient is multiplied by
-    the number of ranks, because the trainer averages over them.
-    """
-    return _OfAllRanks.apply(own)
-
-
-class _OfAllRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:
-        own = own.contiguous()
-        parts = [torch.empty_like(own) for _ in range(ranks())]
-        dist.all_gather(parts, own)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return gradient.chunk(ranks())[dist.get_rank()] * ranks()

@@ -41,7 +41,7 @@ class Optimiser:
     """What moves the weights.
 
     name: "sgd" (with ``momentum`` and ``nesterov``) or "adamw" (with ``betas`` and ``eps``; learns faster in very
-        short runs).
+        short runs), or "adam", whose weight decay is a part of the gradient (L2 regularisation).
     decay_norms: weight decay also on biases, norms and PReLU slopes.
     clip_norm: largest norm of the whole gradient, or None.
     layers: settings of single layers; of several whose pattern matches a parameter, the first counts.
@@ -62,8 +62,8 @@ class Optimiser:
     layers: Sequence[Layer] = ()
 
     def __post_init__(self) -> None:
-        if self.name not in ("sgd", "adamw"):
-            raise UsageError(f"optimiser.name must be sgd or adamw; found {self.name!r}")
+        if self.name not in ("sgd", "adam", "adamw"):
+            raise UsageError(f"optimiser.name must be sgd, adam or adamw; found {self.name!r}")
         for name in ("learning_rate", "momentum", "weight_decay"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -130,10 +130,9 @@ def build_optimiser(settings: Optimiser, groups: list[dict[str, Any]], fused: bo
         "weight_decay": settings.weight_decay,
         "fused": fused,
     }
-    if settings.name == "adamw":
-        return torch.optim.AdamW(
-            groups, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, **common
-        )
+    if settings.name in ("adam", "adamw"):
+        kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        return kind(groups, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, **common)
     return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
 
 
@@ -150,7 +149,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any], chec
         LrfaceError: the checkpoint's optimiser had other parameters.
     """
     own = optimiser.state_dict()
-    kinds = ["adamw" if "betas" in groups["param_groups"][0] else "sgd" for groups in (saved, own)]
+    kinds = [_kind(groups["param_groups"][0]) for groups in (saved, own)]
     if kinds[0] != kinds[1]:
         raise LrfaceError(
             f"checkpoint {checkpoint} was written with optimiser {kinds[0]}, the recipe now says {kinds[1]}: choose "
@@ -164,6 +163,12 @@ def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any], chec
             "is frozen starts anew: choose another place with out=DIR, or --restart"
         )
     optimiser.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+
+
+def _kind(group: dict[str, Any]) -> str:
+    if "betas" not in group:
+        return "sgd"
+    return "adamw" if group.get("decoupled_weight_decay", True) else "adam"
 
 
 def check_param_groups(method: Method, groups: list[dict[str, Any]]) -> None:

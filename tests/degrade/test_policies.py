@@ -29,6 +29,8 @@ EXAMPLES = {
     "augmix": {"clean_share": 0.5, "crop_padding": 4},
     "gaussian_noise": {"sigma": [0.08, 0.38], "crop_padding": 4},
     "speckle_noise": {"crop_padding": 4},
+    "pixel_mask": {"missing_range": [0.5, 0.95], "crop_padding": 4},
+    "gaussian_blur": {"kernel": 5, "sigma_range": [1, 2], "crop_padding": 4},
     "mixed": {**MIXED, "crop_padding": 4},
     "chain": {**CHAIN, "crop_padding": 4},
 }

@@ -51,6 +51,7 @@ NORMS = (
         ({}, torch.optim.SGD, {"momentum": 0.9}),
         ({"momentum": 0.0}, torch.optim.SGD, {"momentum": 0.0}),
         ({"momentum": 0.8, "nesterov": True}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+        ({"name": "adam"}, torch.optim.Adam, {"betas": (0.9, 0.999), "decoupled_weight_decay": False}),
         ({"name": "adamw"}, torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8}),
         (
             {"name": "adamw", "betas": [0.7, 0.95], "eps": 1e-3},

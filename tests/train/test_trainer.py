@@ -693,7 +693,7 @@ def test_wrong_trainer_settings_are_named(settings, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"name": "adam"}, "optimiser.name must be sgd or adamw; found 'adam'"),
+        ({"name": "rmsprop"}, "optimiser.name must be sgd, adam or adamw; found 'rmsprop'"),
         ({"learning_rate": -0.1}, "optimiser.learning_rate must be a number of at least 0; found -0.1"),
         (
             {"learning_rate": float("nan")},
