@@ -880,6 +880,7 @@ def deepaugment(
     ],
     copies: Annotated[int, typer.Option("--copies", help="How often each image is drawn.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other edits.")] = 0,
+    data: DataRoot = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images drawn at once.")] = 32,
     json_output: Json = False,
@@ -889,11 +890,18 @@ def deepaugment(
     A recipe names the set beside the clean one: data.path=[DATA,SET]. The same command goes on after a kill.
     """
     with errors_for_users():
+        from lrface.benchmarks.image_sets import find_images
         from lrface.deepaugment import deepaugment_set
         from lrface.train.trainer import resolve_device
 
         summary = deepaugment_set(
-            source, out, network, copies, seed=seed, device=resolve_device(device), batch_size=batch_size
+            find_images(source, data),
+            out,
+            network,
+            copies,
+            seed=seed,
+            device=resolve_device(device),
+            batch_size=batch_size,
         )
         print_json(summary.to_dict()) if json_output else print(summary)
 
@@ -1142,6 +1150,7 @@ def perturbation(
         typer.Option("--pictures", help="Folder for pictures: images at the boundary, noise, densities."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the images, the noise and the generators.")] = 0,
+    data: DataRoot = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images searched at once.")] = 256,
     json_output: Json = False,
@@ -1152,6 +1161,7 @@ def perturbation(
     Faces: networks with a softmax head on their own identities; an embedder has no classes to err about.
     """
     with errors_for_users():
+        from lrface.benchmarks.image_sets import find_images
         from lrface.perturbation import GeneratorSettings, run_perturbation
 
         settings = GeneratorSettings(
@@ -1159,13 +1169,13 @@ def perturbation(
         )
         run = run_perturbation(
             model,
-            images,
+            find_images(images, data),
             noises=parse_names(noise),
             count=count or None,
             seeds=seeds,
             generators=generators,
             generator=settings,
-            train_images=train_images,
+            train_images=None if train_images is None else find_images(train_images, data),
             seed=seed,
             device=device,
             batch_size=batch_size,
@@ -1193,6 +1203,7 @@ def attack(
     steps: Annotated[int | None, typer.Option("--steps", help="Default: the attack's own.")] = None,
     restarts: Annotated[int | None, typer.Option("--restarts", help="Default: the attack's own.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the images and of the attacks.")] = 0,
+    data: DataRoot = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images attacked at once.")] = 100,
     json_output: Json = False,
@@ -1203,10 +1214,11 @@ def attack(
     """
     with errors_for_users():
         from lrface.attack_trials import parse_trials, run_trials
+        from lrface.benchmarks.image_sets import find_images
 
         run = run_trials(
             model,
-            images,
+            find_images(images, data),
             [trial for text in attacks or ("ddn=0.125", "pgd:linf=0.001") for trial in parse_trials(text)],
             count=count or None,
             network=network,

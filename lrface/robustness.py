@@ -138,8 +138,8 @@ def run_robustness(
     levels = chosen_severities(
         kind, severities or (description.get("severities", ()) if kind.name != "mnist_c" else ())
     )
-    clean_images = open_images(clean) if clean is not None else None
-    others = [open_images(path) for path in shifted]
+    clean_images = open_images(clean, data) if clean is not None else None
+    others = [open_images(path, data) for path in shifted]
     if stored is not None and clean_images is None:
         clean_images = stored.clean
     conditions = [(name, level) for name in names for level in levels]

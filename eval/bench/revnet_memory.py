@@ -6,7 +6,8 @@ step runs on PyTorch's meta device, which allocates as other devices do and comp
 exact and the same on any machine. What convolutions need inside of their kernels is not seen.
 
 revnet_memory: the peak at depth 300, ``peer`` with autograd, ``ours`` computing again; ``growth`` is from depth 45 to
-depth 300 of each. ``inverse`` is the peak of the gradient through the frozen inverse at depth 300, stage 2 of QualNet.
+depth 300 of each. ``inverse_mb`` is the peak of the gradient through the frozen inverse at depth 300, stage 2 of QualNet,
+the masks of ReLU with it; ``inverse_mb_recomputed`` computing again, ``inverse_mb_peer`` with autograd.
 ``seconds_ratio``: processor time of a step of irevnet_cifar, computing again over autograd. Of a fresh irevnet300 at 224
 pixels: ``error_float64``, the largest of two reconstructed images; ``error_float32``, relative to their length; and
 ``gradient_error``, the distance of gradients computed again to autograd's in float64, relative to their length.
@@ -15,13 +16,15 @@ pixels: ``error_float64``, the largest of two reconstructed images; ``error_floa
 import statistics
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrface.models import build_backbone
+from lrface.models import build_backbone, irevnet
 from lrface.models.irevnet import BLOCKS, IRevNet
 
 NAMES = ("revnet_memory",)
@@ -30,7 +33,7 @@ LARGE = {"strides": (2, 2, 2, 2), "channels": (24, 96, 384, 1536), "down_samplin
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that tensors of ``rows`` rows took at once, each storage once from its first use on."""
+    """The most bytes that tensors of ``rows`` rows, and masks, took at once, each storage once from its first use on."""
 
     def __init__(self, rows: int):
         super().__init__()
@@ -41,9 +44,13 @@ class Peak(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and leaf.ndim == 4 and leaf.shape[0] == self.rows:
+            if isinstance(leaf, torch.Tensor) and self.counts(leaf):
                 self._count(leaf.untyped_storage())
         return out
+
+    def counts(self, value: torch.Tensor) -> bool:
+        mask = value.ndim > 0 and not value.is_floating_point()  # packed and unpacked, and what lies between
+        return mask or value.ndim == 4 and value.shape[0] == self.rows
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -56,6 +63,17 @@ class Peak(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self.live.pop(key)
+
+
+@contextmanager
+def without_masks() -> Iterator[None]:
+    """The inverse of a frozen network as that of any other."""
+    before = irevnet.masks_suffice
+    irevnet.masks_suffice = lambda blocks: False
+    try:
+        yield
+    finally:
+        irevnet.masks_suffice = before
 
 
 def peak(depth: int, recompute: bool, inverse: bool = False, size: int = 224, device: str = "meta") -> int:
@@ -130,7 +148,9 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         for depth in (45, 300)
         for recompute in (True, False)
     }
-    through = {recompute: peak(300, recompute, inverse=True) / 2**20 for recompute in (True, False)}
+    masks = peak(300, True, inverse=True) / 2**20
+    with without_masks():
+        through = {recompute: peak(300, recompute, inverse=True) / 2**20 for recompute in (True, False)}
     steps = 1 if quick else 5
     return [
         {
@@ -143,7 +163,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             "batch": BATCH,
             "growth": megabytes[300, True] / megabytes[45, True],
             "growth_peer": megabytes[300, False] / megabytes[45, False],
-            "inverse_mb": through[True],
+            "inverse_mb": masks,
+            "inverse_mb_recomputed": through[True],
             "inverse_mb_peer": through[False],
             "seconds_ratio": seconds(True, steps) / seconds(False, steps),
             **(exactness(64, 64) if quick else exactness()),

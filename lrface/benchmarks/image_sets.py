@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lrface.benchmarks.locate import data_roots
 from lrface.benchmarks.robustness import BENCHMARKS, Kind
 from lrface.data.decode import MAX_PIXELS, BrokenImage, read_header
 from lrface.degrade.corruptions import GROUPS, SETS
@@ -246,8 +247,25 @@ def _files_below(folder: Path) -> list[str]:
     )
 
 
-def open_images(path: str | Path) -> ImageSet:
-    """Clean images with classes, of whatever form they have.
+def find_images(path: str | Path, data: str | Path | None = None) -> Path:
+    """``path`` as it stands, else below ``data``, $LRFACE_DATA or ~/.cache/lrface, in this order.
+
+    Raises:
+        LrfaceError: it is nowhere; names the places. UsageError: ``data`` is no folder.
+    """
+    path = Path(path)
+    places = [path, *(root / path for _, root in data_roots(data))]
+    for place in places:
+        if place.exists():
+            return place
+    raise LrfaceError(
+        f"{path}: no such file or directory; looked at {', '.join(dict.fromkeys(map(str, places)))}. Give the path, or the "
+        "folder that it is in with --data ROOT or $LRFACE_DATA"
+    )
+
+
+def open_images(path: str | Path, data: str | Path | None = None) -> ImageSet:
+    """Clean images with classes, of whatever form they have; looked for as :func:`find_images` does.
 
     - a folder of class folders; a flat folder, whose images have a class where all names begin with one of ImageNet's
       identifiers (n01440764_tench.jpg);
@@ -260,7 +278,7 @@ def open_images(path: str | Path) -> ImageSet:
     """
     from lrface.data.source import open_source
 
-    path = Path(path)
+    path = find_images(path, data)
     if path.name in _CIFAR_10_1 or path.is_dir() and any((path / name).is_file() for name in _CIFAR_10_1):
         return open_cifar10_1(path)
     if path.is_file() and path.suffix in (".npy", ".npz"):

@@ -4,10 +4,12 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from typer.testing import CliRunner
 
 from lrface.benchmarks.corrupted import content_seeds, corrupt_images
-from lrface.benchmarks.image_sets import batches, check_labels, open_images, open_stored, prepare
+from lrface.benchmarks.image_sets import batches, check_labels, find_images, open_images, open_stored, prepare
 from lrface.benchmarks.robustness import BENCHMARKS
+from lrface.cli import app
 from lrface.data.decode import BrokenImage
 from lrface.degrade.corruptions import CORRUPTIONS
 from lrface.errors import LrfaceError, UsageError
@@ -165,3 +167,38 @@ def test_both_versions_of_cifar_10_1_need_a_name(tmp_path):
         UsageError, match="holds both versions of CIFAR-10.1; name one: .*v4_data.npy or .*v6_data.npy"
     ):
         open_images(tmp_path)
+
+
+def test_images_are_looked_for_where_data_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for root in ("given", "named"):
+        write(tmp_path / root / "set/a/0.png", pictures(1, 32)[0])
+    monkeypatch.setenv("LRFACE_DATA", str(tmp_path / "named"))
+    assert find_images("set") == tmp_path / "named/set"
+    assert find_images("set", tmp_path / "given") == tmp_path / "given/set"
+    assert open_images("set").origin == str(tmp_path / "named/set")
+    write(tmp_path / "set/a/0.png", pictures(1, 32)[0])
+    assert str(find_images("set")) == "set"
+    with pytest.raises(
+        LrfaceError, match=r"nowhere: no such file or directory; looked at nowhere, .*named/nowhere"
+    ):
+        open_images("nowhere")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "perturbation MODEL --images photos",
+        "attack MODEL --images photos",
+        "deepaugment photos --network RUN --out set",
+        "robustness MODEL --benchmark cifar10_c --clean photos",
+        "robustness MODEL --benchmark cifar10_c --clean a --shifted photos",
+    ],
+)
+def test_commands_look_for_images_in_the_data_folder(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a/b/0.png", pictures(1, 32)[0])
+    (tmp_path / "root").mkdir()
+    result = CliRunner().invoke(app, [*command.split(), "--data", "root"])
+    assert result.exit_code == 1 and "root/photos" in result.stderr, result.output

@@ -49,6 +49,13 @@ def test_depth_costs_memory_only_where_activations_are_kept(bench):
     assert deep == shallow < kept / 4
 
 
+def test_masks_take_a_bit_where_activations_take_thirty_two(bench):
+    masks, deep = (bench.peak(depth, False, inverse=True, size=32) for depth in (45, 150))
+    with bench.without_masks():
+        kept, kept_deep = (bench.peak(depth, False, inverse=True, size=32) for depth in (45, 150))
+    assert 0 < deep - masks < (kept_deep - kept) / 32
+
+
 def test_three_hundred_layers_are_as_exact_as_promised(bench):
     found = bench.exactness(64, bottleneck=64)
     assert 0 < found["error_float64"] < 1e-9 and 0 < found["gradient_error"] < 1e-8

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lrface.errors import UsageError
-from lrface.models import BACKBONES, build_backbone, build_decoder, build_decoder_for
+from lrface.models import BACKBONES, build_backbone, build_decoder, build_decoder_for, irevnet
 from lrface.models.blocks import batchnorm_eval, parameter_count
 from lrface.models.irevnet import BLOCKS, IRevNet, ReversibleBlock
 from lrface.models.memory import recompute_activations
@@ -218,20 +219,138 @@ def test_recomputed_gradients_are_those_of_autograd(arguments, mode, dtype, tole
         )
 
 
+def through(encoder: IRevNet, feature_map: torch.Tensor, way: str, autocast: bool = False):
+    """The image of a feature map and the gradient of its weighted sum: by the masks of ReLU, by computing again, or by
+    autograd alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way != "masks":
+            patch.setattr(irevnet, "masks_suffice", lambda blocks: False)
+        patch.setattr(encoder, "recompute", way == "recompute")
+        used = []
+        for name in ("_FrozenInverse", "_Reversible"):
+            kind = getattr(irevnet, name)
+            patch.setattr(kind, "apply", lambda *a, f=kind.apply, n=name: used.append(n) or f(*a))
+        feature_map = feature_map.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            image = encoder.inverse(feature_map)
+            weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(2), dtype=image.dtype)
+            (image * weights).sum().backward()
+        assert used == {"masks": ["_FrozenInverse"], "recompute": ["_Reversible"], "autograd": []}[way]
+    return image.detach(), feature_map.grad
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
 @pytest.mark.parametrize("arguments", [BIJECTIVE, PADDED])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_gradients_through_the_inverse(arguments, frozen):
+def test_gradients_through_the_inverse(arguments):
     x = images(arguments, dtype=torch.float64)
     found = []
     for recompute in (True, False):
         encoder = settle(network(**arguments, recompute=recompute).double(), x)
-        encoder.requires_grad_(not frozen)
         with torch.no_grad():
             feature_map = encoder.features(x)
         found.append(gradients(encoder, feature_map + 0.1, inverse=True))
-    assert (found[0].keys() == {"input"}) is frozen
-    assert distance(*found) < 1e-10
+    assert len(found[0]) > 1 and distance(*found) < 1e-10
     assert found[0]["input"].abs().max() > 0
+
+
+ODD = dict(
+    blocks=[2, 1], strides=[1, 2], channels=[5, 20], input_size=6
+)  # masks that do not fill their last byte
+
+
+@pytest.mark.parametrize("arguments", [BIJECTIVE, PADDED, ODD])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_gradients_through_the_frozen_inverse(arguments, layout, dtype, tolerance):
+    x = images(arguments, n=3, dtype=dtype)
+    encoder = settle(network(**arguments).to(dtype), x).requires_grad_(False).to(memory_format=layout)
+    with torch.no_grad():
+        feature_map = (encoder.features(x) + 0.1).contiguous(memory_format=layout)
+    before = copy.deepcopy(encoder.state_dict())
+    found = {way: through(encoder, feature_map, way) for way in ("masks", "recompute", "autograd")}
+    for way in ("masks", "recompute"):
+        assert torch.equal(found[way][0], found["autograd"][0])  # to the bit
+        if way == "masks" or dtype == torch.float64:  # what float32 computes again may pass another ReLU
+            assert apart(found[way][1], found["autograd"][1]) < tolerance
+    assert found["masks"][1].abs().max() > 0
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+def test_the_frozen_inverse_through_three_hundred_layers():
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        x = images(DEEP, n=2, dtype=dtype)
+        encoder = settle(network(**DEEP).to(dtype), x).requires_grad_(False)
+        with torch.no_grad():
+            feature_map = encoder.features(x)
+        image, gradient = through(encoder, feature_map, "masks")
+        error = image - x
+        assert error.abs().max() < 1e-9 if dtype == torch.float64 else error.norm() / x.norm() < 1e-3
+        expected = through(encoder, feature_map, "autograd")
+        assert torch.equal(image, expected[0]) and apart(gradient, expected[1]) < tolerance
+
+
+def test_the_frozen_inverse_keeps_float32_under_autocast():
+    x = images(BIJECTIVE)
+    encoder = settle(network(**BIJECTIVE), x).requires_grad_(False)
+    with torch.no_grad():
+        feature_map = encoder.features(x)
+    plain, rough = (through(encoder, feature_map, "masks", autocast) for autocast in (False, True))
+    assert torch.equal(plain[0], rough[0]) and torch.equal(plain[1], rough[1])
+    image, gradient = through(encoder, feature_map.bfloat16(), "masks", True)
+    assert image.dtype == torch.float32 and gradient.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("change", ["one weight is trained", "training mode", "no gradient is wanted"])
+def test_masks_are_kept_only_where_they_suffice(change):
+    x = images(BIJECTIVE, dtype=torch.float64)
+    found = []
+    for recompute in (True, False):
+        encoder = settle(network(**BIJECTIVE, recompute=recompute).double(), x).requires_grad_(False)
+        feature_map = encoder.features(x).detach()
+        if change == "no gradient is wanted":
+            assert not encoder.inverse(feature_map).requires_grad
+            continue
+        if change == "training mode":
+            encoder.train()
+        else:
+            encoder.body[1].residual[3].bias.requires_grad_(True)
+        assert not irevnet.masks_suffice(encoder.body)
+        found.append(gradients(encoder, feature_map + 0.1, inverse=True))
+    assert not found or distance(*found) < 1e-10
+
+
+@pytest.mark.parametrize("part", ["weight of a convolution", "statistics", "scale"])
+def test_a_frozen_network_changed_before_the_backward_pass_is_noticed(part):
+    encoder = network(**BIJECTIVE).eval().requires_grad_(False)
+    image = encoder.inverse(torch.randn(2, 192, 4, 4, requires_grad=True))
+    norm = encoder.body[1].residual[3]
+    changed = {"statistics": norm.running_var, "scale": norm.weight}
+    changed.get(part, encoder.body[1].residual[2].weight).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        image.sum().backward()
+
+
+def test_the_frozen_inverse_is_differentiated_once():
+    encoder = network(**BIJECTIVE).eval().requires_grad_(False)
+    feature_map = torch.randn(2, 192, 4, 4, requires_grad=True)
+    image = encoder.inverse(feature_map)
+    (gradient,) = torch.autograd.grad(image.square().sum(), feature_map, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 1000])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_masks_take_a_bit_an_element(count, layout):
+    generator = torch.Generator().manual_seed(count)
+    mask = torch.rand(2, count, 3, 5, generator=generator).contiguous(memory_format=layout) > 0.5
+    expected, layout_of = mask.clone(), (mask.shape, mask.stride())
+    packed = irevnet._pack(mask)
+    assert packed.dtype == torch.uint8 and packed.shape == (-(-30 * count // 8),)
+    assert torch.equal(irevnet._unpack(packed, *layout_of), expected)
 
 
 @pytest.mark.parametrize("trained", ["none of the first block", "one weight"])
@@ -321,7 +440,7 @@ def test_the_backward_pass_has_the_precision_of_the_forward_pass():
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-def test_what_is_undone_is_computed_without_tf32(recompute):
+def test_what_is_undone_is_computed_without_tf32(recompute, monkeypatch):
     """PyTorch has it on for convolutions of a GPU, where ten bits would draw another image."""
     cudnn, seen = torch.backends.cudnn, []
     if not hasattr(cudnn, "conv"):
@@ -336,6 +455,14 @@ def test_what_is_undone_is_computed_without_tf32(recompute):
     convolutions = 3 * sum(BIJECTIVE["blocks"])
     assert seen == ["ieee"] * convolutions * (4 if recompute else 2)
     assert cudnn.allow_tf32 is before is True  # what others do is as it was
+    seen.clear()
+    encoder.eval().requires_grad_(False)
+    transposed = F.conv_transpose2d
+    monkeypatch.setattr(
+        F, "conv_transpose2d", lambda *a: seen.append(cudnn.conv.fp32_precision) or transposed(*a)
+    )
+    encoder.inverse(feature_map.detach().requires_grad_()).sum().backward()
+    assert seen == ["ieee"] * convolutions * 2 and cudnn.allow_tf32 is before
     with pytest.raises(RuntimeError):
         encoder.features(torch.rand(2, 5, 32, 32))
     assert cudnn.allow_tf32 is before
@@ -383,7 +510,7 @@ def test_what_is_kept_does_not_grow_with_depth(inverse):
     for recompute in (True, False):
         for depth in (2, 12):
             arguments = {**BIJECTIVE, "blocks": [depth, depth, depth], "recompute": recompute}
-            encoder = network(**arguments).train(not inverse).requires_grad_(not inverse)
+            encoder = network(**arguments).train(not inverse)
             x = images(arguments)
             if inverse:
                 with torch.no_grad():
@@ -395,6 +522,28 @@ def test_what_is_kept_does_not_grow_with_depth(inverse):
             del out
     assert kept[True, 12] == kept[True, 2] < kept[False, 2]
     assert kept[False, 12] > 4 * kept[False, 2]
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_the_frozen_inverse_keeps_a_bit_for_each_value_of_a_relu(recompute, monkeypatch):
+    """And no activation."""
+    encoder = network(**BIJECTIVE, recompute=recompute).eval().requires_grad_(False)
+    x = images(BIJECTIVE)
+    feature_map = encoder.features(x).detach().requires_grad_()
+    values: list[int] = []
+    for part in encoder.body.modules():
+        if isinstance(part, nn.ReLU):
+            part.register_forward_hook(lambda module, given, out: values.append(out.numel()))
+    with Kept(encoder) as memory:
+        out = encoder.inverse(feature_map)
+    assert len(values) == 3 * 5 - 1 and memory.bytes == sum(-(-count // 8) for count in values)
+    assert sorted(memory.storages.values()) == sorted(-(-count // 8) for count in values)
+    del out
+    monkeypatch.setattr(irevnet, "masks_suffice", lambda blocks: False)
+    monkeypatch.setattr(encoder, "recompute", False)
+    with Kept(encoder) as by_autograd:
+        encoder.inverse(feature_map)
+    assert memory.bytes < by_autograd.bytes / 32
 
 
 def test_a_weight_changed_before_the_backward_pass_is_noticed():
@@ -421,6 +570,12 @@ def test_compiled():
     expected = gradients(network(**BIJECTIVE).double(), x)
     encoder.forward = torch.compile(encoder.forward, backend="aot_eager", fullgraph=True)
     assert distance(gradients(encoder, x), expected) < 1e-10
+    encoder.eval().requires_grad_(False)
+    feature_map = encoder.features(x)
+    plain = through(encoder, feature_map, "masks")
+    encoder.inverse = torch.compile(encoder.inverse, backend="aot_eager", fullgraph=True)
+    compiled = through(encoder, feature_map, "autograd")
+    assert apart(compiled[0], plain[0]) < 1e-12 and apart(compiled[1], plain[1]) < 1e-12
 
 
 @pytest.mark.parametrize("recompute", [True, False])
