@@ -234,10 +234,8 @@ class _FrozenInverse(torch.autograd.Function):
                 gradient = of_y2 = block.squeeze(d1)
                 for part in reversed(block.residual):
                     if isinstance(part, nn.Conv2d):
-                        # Sides are multiples of the stride.
-                        gradient = F.conv_transpose2d(
-                            gradient, part.weight, None, part.stride, part.padding, part.stride[0] - 1
-                        )
+                        stride = part.stride[0]  # sides are multiples of it
+                        gradient = F.conv_transpose2d(gradient, part.weight, None, stride, 1, stride - 1)
                     elif isinstance(part, nn.ReLU):
                         packed, layout = masks.pop()
                         gradient.mul_(_unpack(packed, *layout))
