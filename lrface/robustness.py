@@ -156,6 +156,8 @@ def run_robustness(
         judges.append(
             _Judge(classifier, _outputs(classifier, reference, wanted_classes), wanted_classes is not None)
         )
+        for images in others if clean_images is None else (clean_images, *others):
+            _outputs(classifier, images, wanted_classes)  # refused here, not after hours of corruptions
     broken: dict[str, str] = {}
     settings = _Settings(kind, seed, batch_size, workers, resolved(device), broken)
     if stored is None:

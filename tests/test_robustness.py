@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from lrface import robustness
 from lrface.benchmarks.corrupted import corrupt_images
 from lrface.cli import app
 from lrface.corrupt import corrupt_set
@@ -284,6 +285,14 @@ def test_further_clean_images(place):
         LrfaceError, match=r"small.npz: none of its images can be used; the first: .*\[16, 16, 3\]"
     ):
         run(MODEL, "cifar10_c", "clean.npz", corruptions=["contrast"], shifted=["small.npz"])
+
+
+def test_further_images_of_other_classes_are_refused_before_anything_is_measured(place, monkeypatch):
+    images, labels = coloured(4, 32)
+    np.savez(place / "others.npz", images=images, labels=labels + 50)
+    monkeypatch.setattr(robustness, "_on_the_fly", lambda *_: pytest.fail("it was measured first"))
+    with pytest.raises(UsageError, match=r"others\.npz"):
+        run(MODEL, "cifar10_c", "clean.npz", corruptions=["contrast"], shifted=["others.npz"])
 
 
 def test_the_option_for_further_images(place):
