@@ -1,5 +1,6 @@
 """Weights that others published, read as tensors alone."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch raises whatever a damaged file leads to
-        reason = str(error).partition("\n")[0][:200]
+        # Of PyTorch's own words the first sentence: the rest advises to run what is in the file.
+        reason = re.split(r"[.\n]", str(error))[0][:200]
         raise LrfaceError(
             f"{file} cannot be read as tensors alone ({reason}); save its state_dict by itself with torch.save, or as "
             ".safetensors"

@@ -144,10 +144,10 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
-        raise UsageError(f"trainer.device must be auto, cpu or cuda; found {name!r}")
+        raise UsageError(f"--device (trainer.device of a recipe) must be auto, cpu or cuda; found {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "trainer.device is cuda but PyTorch finds no GPU here; set trainer.device=cpu or auto"
+            "--device (trainer.device of a recipe) is cuda but PyTorch finds no GPU here; set it to cpu or auto"
         )
     return name
 

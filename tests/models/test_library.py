@@ -309,8 +309,9 @@ def test_files_that_are_missing_or_no_tensors(tmp_path):
         ("code.pth", "cannot be read as tensors alone"),
     ):
         encoder = build_backbone("resnet18", input_size=64, weights=str(tmp_path / name))
-        with pytest.raises(LrfaceError, match=message):
+        with pytest.raises(LrfaceError, match=message) as caught:
             start_networks(method(encoder, 7), ())
+        assert "weights_only" not in str(caught.value)  # PyTorch's advice to run what is in the file
 
 
 # ------------------------------------------------------------------------------------------------- as a backbone

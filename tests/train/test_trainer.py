@@ -661,10 +661,13 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu" and resolve_device("cpu") == "cpu"
     with pytest.raises(
-        UsageError, match="trainer.device is cuda but PyTorch finds no GPU here; set trainer.device=cpu"
+        UsageError,
+        match=r"--device \(trainer.device of a recipe\) is cuda but PyTorch finds no GPU here; set it to cpu or auto",
     ):
         resolve_device("cuda")
-    with pytest.raises(UsageError, match="trainer.device must be auto, cpu or cuda; found 'gpu'"):
+    with pytest.raises(
+        UsageError, match=r"--device \(trainer.device of a recipe\) must be auto, cpu or cuda; found 'gpu'"
+    ):
         resolve_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto") == "cuda"
