@@ -178,7 +178,9 @@ def build_source(recipe: config.Recipe, root: str | Path | None = None) -> tuple
         opened = [open_source(place) for place in places]
         source = opened[0] if len(opened) == 1 else JoinedSource(opened, [str(place) for place in places])
         name = " + ".join(map(str, places))
-    check_source(source, name)
+    # What a method needs is known before it is built; of an unknown one, it is told later what is wrong.
+    needs = [getattr(METHODS.get(stage.method.name), "needs", ("label",)) for stage in recipe.stages]
+    check_source(source, name, labelled=any("label" in each for each in needs))
     return source, name
 
 
@@ -232,7 +234,7 @@ def build_method(recipe: config.Recipe, stage: config.Stage, identities: int) ->
             f"stage {stage.name!r}: the method restore trains a corruption network, the others a backbone; found "
             f"{stage.method.name} with {network.name}"
         )
-    if not isinstance(encoder, CorruptionNetwork):
+    if not isinstance(encoder, CorruptionNetwork) and METHODS.takes(stage.method.name, "head"):
         arguments["head"] = build_head(
             recipe.head.name, encoder.embedding_size, identities, **recipe.head.arguments
         )
@@ -782,6 +784,8 @@ def load_start(
         if target == "head":
             assert before is not None
             load_classes(method, before, momentum=False)
+    for line in method.filled(loaded):
+        say(f"stage {stage.name}: {line}")
 
 
 def _fill_from_model(part: torch.nn.Module, path: str, what: str, source: str = "encoder") -> None:

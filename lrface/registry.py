@@ -56,6 +56,22 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         return sorted(self._builders)
 
+    def get(self, name: str) -> Callable[..., T] | None:
+        """The builder of ``name``, None where there is no such name."""
+        return self._builders.get(name)
+
+    def takes(self, name: str, argument: str) -> bool:
+        """Whether the builder of ``name`` has this argument; False where there is no such name."""
+        return argument in self.parameters(name)
+
+    def parameters(self, name: str) -> list[str]:
+        """The arguments that the builder of ``name`` takes; none for an unknown name."""
+        builder = self._builders.get(name)
+        if builder is None:
+            return []
+        fixed = builder.keywords if isinstance(builder, partial) else {}
+        return [each for each in inspect.signature(builder).parameters if each not in fixed]
+
     def build(self, name: str, **arguments: Any) -> T:
         """Call the builder of ``name``.
 
@@ -67,9 +83,8 @@ class Registry(Generic[T]):
                 f"unknown {self.kind} {name!r}{nearest(name, self._builders)}; known: {', '.join(self.names())}"
             )
         builder = self._builders[name]
-        fixed = builder.keywords if isinstance(builder, partial) else {}
         signature = inspect.signature(builder).parameters
-        parameters = [name for name in signature if name not in fixed]
+        parameters = self.parameters(name)
         for argument in arguments:
             if argument not in parameters:
                 raise UsageError(

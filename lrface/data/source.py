@@ -131,8 +131,8 @@ def write_identities(path: Path, identities: list[str]) -> None:
     write_text(path, json.dumps({"identities": identities}, ensure_ascii=False))
 
 
-def check_source(source: FaceSource, name: str) -> None:
-    """Refuse what cannot be trained on.
+def check_source(source: FaceSource, name: str, labelled: bool = True) -> None:
+    """Refuse what cannot be trained on; ``labelled``: whether anything learns from the labels.
 
     Raises:
         LrfaceError: no images, one identity only, labels outside of or with gaps in 0..k-1.
@@ -152,7 +152,7 @@ def check_source(source: FaceSource, name: str) -> None:
             f"{name}: labels have gaps: {len(missing)} of {identities} identities have no image, the first is label "
             f"{missing[0]} ({source.identities[missing[0]]}). Remove them from the identity list or pack the data again"
         )
-    if identities < 2:
+    if identities < 2 and labelled:
         raise LrfaceError(
             f"{name} holds one identity only ({source.identities[0]}); a recogniser learns from the difference "
             "between at least 2. Is this the folder above the identity folders?"

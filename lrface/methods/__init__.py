@@ -5,6 +5,7 @@ from lrface.methods.ant import AdversarialNoise
 from lrface.methods.base import Method, StepOutput
 from lrface.methods.classify import Classify
 from lrface.methods.consistency import Consistency
+from lrface.methods.contrastive import Contrastive
 from lrface.methods.distil import Distil
 from lrface.methods.qualnet import QualNet
 from lrface.methods.restore import Restore
@@ -15,6 +16,7 @@ METHODS.register("ada", AdA)
 METHODS.register("ant", AdversarialNoise)
 METHODS.register("classify", Classify)
 METHODS.register("consistency", Consistency)
+METHODS.register("contrastive", Contrastive)
 METHODS.register("distil", Distil)
 METHODS.register("qualnet", QualNet)
 METHODS.register("restore", Restore)
@@ -25,6 +27,7 @@ __all__ = [
     "AdversarialNoise",
     "Classify",
     "Consistency",
+    "Contrastive",
     "Distil",
     "Method",
     "QualNet",

@@ -1,6 +1,6 @@
 """The seam between methods and the trainer: what one training step computes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -50,6 +50,17 @@ class Method(nn.Module):
     splittable: bool = True
     epoch_steps: int | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def filled(self, parts: Collection[str]) -> list[str]:
+        """Called before the first step of a run, when weights lie where its recipe wants them; not when it is resumed.
+
+        Args:
+            parts: names of those that the stage loads.
+
+        Returns:
+            What was done, a line each.
+        """
+        return []
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Augmentation on the device, outside of autograd; returns the batch."""

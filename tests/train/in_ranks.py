@@ -13,7 +13,8 @@ from lrface.data.synthetic import SyntheticFaces
 from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import LrfaceError
 from lrface.heads import build_head
-from lrface.methods import AdA, Classify, Distil, QualNet
+from lrface.losses.contrastive import VARIANTS
+from lrface.methods import AdA, Classify, Contrastive, Distil, QualNet
 from lrface.methods.base import Method, StepOutput
 from lrface.models import build_backbone, build_decoder
 from lrface.train import distributed
@@ -91,6 +92,10 @@ def faces(kind: str, head: dict[str, Any]) -> Method:
         # So heavy that most of the gradient is the distillation's.
         weight = {"fitnet": 10.0, "vid": 10.0}.get(loss := kind.removeprefix("distil_"))
         return Distil(policy=policy, teacher=teacher, loss=loss, weight=weight, **parts)
+    if kind.startswith("contrastive"):
+        teacher = {"name": "ir18", "width": 4, "embedding_size": 8}  # of another width: the projection is there too
+        variant = kind.removeprefix("contrastive_")
+        return Contrastive(encoder, policy, teacher, variant, temperature=0.5, start="fresh", chunk=3)
     decoder = build_decoder("subpixel", encoder.feature_channels, width=16)
     frozen = ("decoder", "batchnorm") if kind == "frozen" else ()
     return QualNet(policy=policy, decoder=decoder, freeze=frozen, **parts)
@@ -105,8 +110,10 @@ CASES = {
     "distil_pkt": ("distil_pkt", {"name": "cosface"}, {}),
     "distil_sp": ("distil_sp", {"name": "cosface"}, {}),
     "distil_vid": ("distil_vid", {"name": "cosface"}, {}),
+    **{f"contrastive_{name}": (f"contrastive_{name}", {"name": "cosface"}, {}) for name in VARIANTS},
     "ada": ("ada", {"name": "cosface"}, {}),
     "fsdp": ("qualnet", {"name": "cosface"}, {"strategy": "fsdp"}),
+    "fsdp_contrastive": ("contrastive_nt_xent", {"name": "cosface"}, {"strategy": "fsdp"}),
     "fsdp_distil": ("distil_sp", {"name": "cosface"}, {"strategy": "fsdp"}),
 }
 
