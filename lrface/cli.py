@@ -1,17 +1,14 @@
 """The command line: parse, call, print."""
 
-import gc
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import lrface
-from lrface.errors import LrfaceError
+from lrface.errors import errors_for_users
 
 app = typer.Typer(
     help="Face recognition for faces of any resolution: align, train, verify, embed, compare.",
@@ -25,24 +22,6 @@ app = typer.Typer(
 def say(message: str) -> None:
     """Messages go to standard error; standard output is for results."""
     print(message, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def errors_for_users() -> Iterator[None]:
-    """Print what went wrong without a traceback; exit 1 for a failed job, 2 for wrong usage, 130 for Ctrl-C."""
-    try:
-        yield
-        return
-    except LrfaceError as error:
-        say(f"error: {error}")
-        code = error.exit_code
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on where it stopped")
-        code = 130
-    # What the error's frames held goes now: freeing a network that was being trained when the interpreter ends crashes
-    # PyTorch 2.11.
-    gc.collect()
-    raise typer.Exit(code)
 
 
 def print_json(value: Any) -> None:
@@ -1111,6 +1090,143 @@ LabelledPath = Annotated[
 ImageCount = Annotated[
     int | None, typer.Option("--count", help="So many of the images, drawn by --seed; 0 for all.")
 ]
+
+
+@app.command()
+def probe(
+    train: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRAIN",
+            help="Training images with classes: Parquet, a folder of class folders, arrays, packed data; as it stands or "
+            "below --data.",
+        ),
+    ],
+    test: Annotated[str, typer.Argument(metavar="TEST", help="Test images of the same classes.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="NAME=MODEL or MODEL, an encoder that stays as it is; may repeat. A run of `lrface train`, a .safetensors, "
+            ".onnx or .pt2 file, module:function, torchvision:NAME@weights=FILE or timm:NAME@weights=FILE,mean=M,std=S.",
+        ),
+    ] = None,
+    own_head: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--own-head",
+            help="NAME=MODEL, a classifier judged with its own last layer on the same images (end-to-end baseline); may "
+            "repeat.",
+        ),
+    ] = None,
+    degrade: Annotated[
+        str,
+        typer.Option(
+            "--degrade",
+            help="Forward operator, a policy as in recipes: '{name: gaussian_noise, sigma: 0.5}'. All images are degraded "
+            "unless it has a clean_share.",
+        ),
+    ] = "clean",
+    train_degrade: Annotated[
+        str | None, typer.Option("--train-degrade", help="Another one for training images: clean.")
+    ] = None,
+    test_degrade: Annotated[
+        list[str] | None,
+        typer.Option("--test-degrade", help="Another one for test images; may repeat, each is judged apart."),
+    ] = None,
+    labels: Annotated[
+        str, typer.Option("--labels", help="Shares of the training labels, nested: 1.0,0.1,0.01.")
+    ] = "1.0",
+    seeds: Annotated[int, typer.Option("--seeds", help="Draws of the degraded test images.")] = 10,
+    classifier_of: Annotated[
+        str | None,
+        typer.Option(
+            "--classifier-of", help="Judge the other models with this model's linear classifier as well."
+        ),
+    ] = None,
+    restore: Annotated[
+        str | None,
+        typer.Option(
+            "--restore",
+            help="Restore degraded test images first: nlm, deep_decoder or '{name: deep_decoder, steps: 1000}'. Training "
+            "images are clean then, unless --train-degrade is given.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            help="Only these classes: imagenet100, imagenet100b, imagenet200, or a file with one name a line.",
+        ),
+    ] = None,
+    relabel: Annotated[
+        str | None,
+        typer.Option(
+            "--relabel",
+            help="Label shift: only test images of these classes, taken for others: cup='cocktail shaker',...; imagenet100 "
+            "for the paper's.",
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", help="About so many test images, drawn alike from each class.")
+    ] = None,
+    views: Annotated[
+        int, typer.Option("--views", help="Draws of each training image; epochs take them by turns.")
+    ] = 1,
+    set: Annotated[
+        str | None,
+        typer.Option(
+            "--set",
+            help="Size of images for networks that take any: imagenet-c (224), tiny-imagenet-c (64), cifar-c (32).",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")] = 0,
+    data: DataRoot = None,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="Keep features in $LRFACE_CACHE, else ~/.cache/lrface."),
+    ] = True,
+    device: Device = "auto",
+    batch_size: ImageBatch = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that read images; default: one a core.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """How well a linear classifier tells classes apart by a network's features of degraded images.
+
+    Several networks see the same draws. Top-1, top-5 and AUC (macro one-vs-rest), mean and standard error over draws of
+    the test images. Features are kept: the next probe of a network takes seconds.
+    """
+    with errors_for_users():
+        from lrface.probe import parse_shares, run_probe
+
+        run = run_probe(
+            model or [],
+            train,
+            test,
+            degrade=degrade,
+            train_degrade=train_degrade,
+            test_degrade=test_degrade or [],
+            labels=parse_shares(labels),
+            seeds=seeds,
+            own_heads=own_head or [],
+            classifier_of=classifier_of,
+            restore=restore,
+            classes=classes,
+            relabel=relabel,
+            images=images,
+            views=views,
+            image_set=set,
+            seed=seed,
+            root=data,
+            keep_features=cache,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            say=say,
+        )
+        print_json(run.to_json()) if json_output else print(run.to_text())
 
 
 @app.command()

@@ -257,7 +257,7 @@ def run_features(
 
 @dataclass
 class Network:
-    """One network: ``features``: float32 [n, 3, size, size] RGB in [0, 1] -> [n, d]."""
+    """One network: ``features``: float32 [n, 3, size, size] RGB in [0, 1] -> [n, d]; ``card``: what goes in."""
 
     name: str
     text: str
@@ -265,6 +265,7 @@ class Network:
     size: int
     classes: Sequence[str] | None
     features: Callable[[Tensor], Tensor]
+    card: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_named(text: str) -> tuple[str | None, str]:
@@ -311,6 +312,7 @@ def open_networks(
                 embedder.input_size,
                 said if isinstance(said, list) else None,
                 embedder.embed_tensor,
+                embedder.card,
             )
         )
     return networks
@@ -339,7 +341,7 @@ def _classifier(name: str, text: str, device: str, kind: Kind | None) -> Network
             )
         return taken[0]
 
-    return Network(name, text, classifier.sha256, size, classifier.classes, features)
+    return Network(name, text, classifier.sha256, size, classifier.classes, features, classifier.card)
 
 
 def _common_size(networks: Sequence[Network]) -> int:

@@ -331,7 +331,7 @@ def test_timms_networks_train_and_are_embedders(model, data, tmp_path):
         ),
         (
             "data.classes_subset=imagenet20",
-            "data.classes_subset imagenet20: neither imagenet100, imagenet200 nor a file",
+            "data.classes_subset imagenet20: neither imagenet100, imagenet100b, imagenet200 nor a file",
         ),
         ("data.crop=random_resize", r"unknown data.crop 'random_resize' \(did you mean 'random_resized'\?\)"),
         ("data.crop.scale=[0.5]", "data.crop.scale must be two numbers in order"),

@@ -116,14 +116,19 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(imagenet_lists.CLASSES.split())
 
 
-CLASS_LISTS = {"imagenet100": imagenet_lists.IMAGENET_100, "imagenet200": imagenet_lists.IMAGENET_200}
+CLASS_LISTS = {
+    "imagenet100": imagenet_lists.IMAGENET_100,
+    "imagenet100b": imagenet_lists.IMAGENET_100B,
+    "imagenet200": imagenet_lists.IMAGENET_200,
+}
 
 
 def class_subset(text: str, option: str = "--classes") -> tuple[str, ...]:
     """Classes by name: of a list in lrface, or one a line in a file.
 
     "imagenet200" is ImageNet-200 of paper 001 (section 4: the classes of Tiny-ImageNet), not the 200 of ImageNet-R;
-    "imagenet100" is that of Tian et al., "Contrastive Multiview Coding", which paper 002 uses (its Table 15).
+    "imagenet100" is that of Tian et al., "Contrastive Multiview Coding", which paper 002 uses (its Table 15);
+    "imagenet100b" are a hundred other classes (its Table 16).
 
     Raises:
         UsageError: neither a list nor a file, or a file without names.

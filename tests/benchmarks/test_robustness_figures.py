@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from lrface.benchmarks.imagenet_lists import IMAGENET_100_SHIFT
 from lrface.benchmarks.robustness import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
@@ -105,10 +106,14 @@ def test_an_interval_is_that_of_a_proportion():
 def test_lists_of_classes_and_images():
     classes = imagenet_classes()
     assert len(classes) == len(set(classes)) == 1000 and list(classes) == sorted(classes)
-    for name, count in (("imagenet100", 100), ("imagenet200", 200)):
+    for name, count in (("imagenet100", 100), ("imagenet100b", 100), ("imagenet200", 200)):
         subset = class_subset(name)
         assert len(set(subset)) == count and set(subset) <= set(classes)
     assert "n02124075" in class_subset("imagenet200")  # the first of Tiny-ImageNet, Egyptian cat
+    inside = set(class_subset("imagenet100"))
+    assert not inside & set(class_subset("imagenet100b")) and "n02281787" in class_subset("imagenet100b")
+    assert set(IMAGENET_100_SHIFT.values()) <= inside
+    assert set(IMAGENET_100_SHIFT) <= set(classes) - inside
     chosen = image_subset("robustbench5000")
     names = [f"n01440764/ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
     assert sum(map(chosen, names)) == 5000 and chosen("n09468604/ILSVRC2012_val_00015253.JPEG")
