@@ -49,6 +49,8 @@ class OpenClipBackbone(LibraryBackbone):
 
     library = "open_clip"
     network: Any
+    _tag: str | None
+    _file: str | None
 
     def __init__(
         self,
@@ -57,8 +59,7 @@ class OpenClipBackbone(LibraryBackbone):
         weights: str | None = None,
         input_size: int | None = None,
     ):
-        self.__dict__["_tag"] = pretrained  # before the module is one: what is built depends on it
-        self.__dict__["_file"] = weights
+        self._tag, self._file = pretrained, weights  # before the rest: what is built depends on them
         size = _configuration(model)["vision_cfg"]["image_size"] if input_size is None else input_size
         if not isinstance(size, int):
             raise UsageError(
