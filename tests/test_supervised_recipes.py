@@ -1,0 +1,69 @@
+"""The end-to-end baselines of contrastive inversion: they build, tune encoder and head, and are judged beside probes."""
+
+import pytest
+import torch
+from test_classification_recipes import write_images
+
+from lrface.probe import run_probe
+from lrface.recipes import build_method, check_loads, load_recipe, run_recipe, stage_settings
+from lrface.train.checkpoint import load_parts
+
+NAMES = ["mask", "noise", "blur"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_have_the_papers_settings(name):
+    recipe = load_recipe(f"cifar10/supervised_{name}")
+    methods = [build_method(recipe, stage, 10) for stage in recipe.stages]
+    check_loads(recipe, methods)
+    optimiser, schedule = stage_settings(recipe.stages[1])
+    assert (optimiser.name, optimiser.learning_rate, optimiser.weight_decay) == ("adam", 1e-3, 0)
+    assert list(optimiser.betas) == [0.9, 0.999] and schedule.kind == "cosine"
+    policy = methods[1].policy
+    degraded, hq = policy.apply(
+        torch.rand(4, 3, 32, 32), policy.sample(4, 32, torch.Generator().manual_seed(0))
+    )
+    assert bool((degraded != hq).flatten(1).any(1).all())
+
+
+def test_a_baseline_trains_and_is_judged_with_its_own_head(tmp_path):
+    for part in ("train", "test"):
+        write_images(tmp_path / "cifar10" / f"{part}.parquet", 40)
+    overrides = ["backbone.width=4", "data.batch_size=10", "trainer.device=cpu", "trainer.threads=1"]
+    overrides += [
+        "trainer.tensorboard=false",
+        "stages.teacher.schedule.warmup_steps=0",
+        f"out={tmp_path / 'run'}",
+    ]
+    overrides += [f"stages.{stage}.{key}" for stage in (0, 1) for key in ("steps=3", "epochs=null")]
+    run_recipe(load_recipe("cifar10/supervised_mask", overrides), data=tmp_path, show_progress=False)
+    start, end = (
+        load_parts(tmp_path / "run" / "stages" / stage / "step-00000003")
+        for stage in ("1-teacher", "2-supervised")
+    )
+    assert not torch.equal(start["head.linear.weight"], end["head.linear.weight"])
+    found = run_probe(
+        [f"probe={tmp_path / 'run'}"],
+        "cifar10/train.parquet",
+        "cifar10/test.parquet",
+        own_heads=[f"own={tmp_path / 'run'}"],
+        degrade="{name: pixel_mask, missing: 0.9}",
+        seeds=2,
+        root=tmp_path,
+        keep_features=False,
+        device="cpu",
+        show_progress=False,
+    )
+    assert [result["classifier"] for result in found.results] == ["own head", "probe"]
+    blurred = run_probe(
+        [f"probe={tmp_path / 'run'}"],
+        "cifar10/train.parquet",
+        "cifar10/test.parquet",
+        degrade="{name: gaussian_blur, kernel: 37, sigma: 9, reference_size: 224}",
+        seeds=2,
+        root=tmp_path,
+        keep_features=False,
+        device="cpu",
+        show_progress=False,
+    )
+    assert len(blurred.results[0]["top1"]["values"]) == 1  # blur draws nothing
