@@ -4,7 +4,9 @@ stage2_over_naive: QualNet-LM, IR-50 with frozen BatchNorm and the frozen decode
 ResNet-50 at 224 pixels and the frozen inverse of the i-RevNet of 300 layers; on a GPU with batches of 256 and the peak of
 memory, on a CPU with batches of 2. The gradient of the reconstruction goes back through the decoder. Both methods take
 their steps in turns in one process; medians are compared. ``cost`` is how many times as long an image takes in stage 2,
-``parts`` the milliseconds an image that its parts take when they are run by themselves.
+``parts`` the milliseconds an image that its parts take when they are run by themselves. ``inverse_ms`` is the frozen inverse
+forward and backward, milliseconds an image, of processor time on a CPU, in turns: with the masks of ReLU that it keeps by
+itself, computing its activations again, and keeping them as autograd does.
 """
 
 import statistics
@@ -21,7 +23,8 @@ from lrface.heads import build_head
 from lrface.methods.base import Method
 from lrface.methods.classify import Classify
 from lrface.methods.qualnet import QualNet
-from lrface.models import build_backbone, build_decoder, build_decoder_for
+from lrface.models import build_backbone, build_decoder, build_decoder_for, irevnet
+from lrface.models.irevnet import IRevNetInverse
 
 NAMES = ["stage2_over_naive", "qualnet_over_naive"]
 THREADS = 2
@@ -82,6 +85,27 @@ def parts(method: QualNet, batch: dict[str, Any], device: str) -> dict[str, floa
         )
     images = len(batch["label"])
     return {name: round(1000 * min(times[1:]) / images, 3) for name, times in found.items()}
+
+
+def inverse_ways(network: irevnet.IRevNet, batch: int, device: str, rounds: int) -> dict[str, float]:
+    """Milliseconds an image of the frozen inverse, forward and backward, with the least to keep and with the most."""
+    side, before = network.feature_size, (irevnet.masks_suffice, network.recompute)
+    feature_map = torch.randn(batch, network.feature_channels, side, side, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
+    found: dict[str, list[float]] = {"masks": [], "recomputed": [], "autograd": []}
+    try:
+        for _ in range(rounds + 1):
+            for way, times in found.items():
+                irevnet.masks_suffice = before[0] if way == "masks" else lambda blocks: False
+                network.recompute = way == "recomputed"
+                given = feature_map.clone().requires_grad_()
+                clock = time.process_time()
+                passed = seconds(lambda x=given: network.inverse(x).square().sum().backward(), device)
+                times.append(passed if device == "cuda" else time.process_time() - clock)
+    finally:
+        irevnet.masks_suffice, network.recompute = before
+    return {way: round(1000 * statistics.median(times[1:]) / batch, 2) for way, times in found.items()}
 
 
 def compare(
@@ -171,6 +195,9 @@ def of_photographs(device: str, quick: bool) -> dict[str, Any]:
     prepare = min(seconds(lambda: method.prepare(batch), device) for _ in range(2))
     result = row("qualnet_over_naive", found, method, batch, device)
     result["parts"]["corruptions"] = round(1000 * prepare / batch_size, 3)
+    assert isinstance(decoder, IRevNetInverse)
+    # Autograd's activations of a larger batch do not fit beside both networks.
+    result["inverse_ms"] = inverse_ways(decoder.network, min(batch_size, 64), device, 1 if quick else 3)
     return result
 
 
