@@ -9,7 +9,7 @@ from typing import Any
 
 from lrface import recipes
 from lrface.attack_trials import parse_trials, run_trials
-from lrface.benchmarks.published_ada import NAMES
+from lrface.benchmarks.published_ada import NAMES, TABLE_3_NAMES
 from lrface.errors import LrfaceError
 from lrface.perturbation import open_judge, read_labelled
 from lrface.study import Evaluation, Figures, Options, Row, study_options
@@ -145,7 +145,7 @@ def corruption_table(
     Args:
         corruptions: its columns, after clean error and mCE (mean error).
         paper: by row key: clean error (None where it is not printed), mCE, errors of the first columns.
-        others: rows of the paper that are not measured, by name.
+        others: rows of Table 3 that are not measured.
     """
 
     def number(value: float | None) -> str:
@@ -182,11 +182,13 @@ def corruption_table(
                 shown = "-" if mce is None else f"{mce:.2f}"
                 last = runs[0]["stages"][-1]["images"]
                 lines.append(f"| {row.label} | {last:,} | {clean} | {shown} | " + " | ".join(cells) + " |")
+            else:
+                lines.append(f"| {row.label}, not run |" + " - |" * (len(heads) - 1))
             if (row.paper or row.key) in paper:
-                lines.append(printed("paper", row.paper or row.key))
-        lines += [
-            printed(f"{name}, paper", key) for key, name in ((key, NAMES.get(key, key)) for key in others)
-        ]
+                lines.append(
+                    printed(f"{NAMES.get(row.paper or row.key, row.label)}, paper", row.paper or row.key)
+                )
+        lines += [printed(f"{TABLE_3_NAMES[key]}, paper", key) for key in others]
         return "\n".join(lines) + "\n"
 
     return table

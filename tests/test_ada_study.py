@@ -70,12 +70,13 @@ def test_the_table_by_corruption():
     assert lines[2].startswith("| AdA | 64,000 | 21.0 | 30.00 | 30.0 | 31.0 |") and lines[2].endswith(
         "| 44.0 |"
     )
-    assert lines[3].startswith("| paper | | 3.8 | 12.49 | 25.8 |") and lines[3].count("|") == 20
-    assert lines[4].startswith("| pat_self, paper | | 17.6 | 23.54 |")
+    assert lines[3].startswith("| AdA, paper | | 3.8 | 12.49 | 25.8 |") and lines[3].count("|") == 20
+    assert lines[4].startswith("| AugMix, not run | - |") and lines[4].count("|") == 20
+    assert lines[5].startswith("| PAT-self (Laidlaw et al.), paper | | 17.6 | 23.54 |")
     first = {key: (None, mce, errors) for key, (mce, errors) in TABLE_1.items()}
-    line = corruption_table(TABLE_3_CORRUPTIONS, first)(rows, []).splitlines()[2]
+    line = corruption_table(TABLE_3_CORRUPTIONS, first)(rows, []).splitlines()[3]
     assert (
-        line.startswith("| paper | | - | 12.49 |")
+        line.startswith("| AdA, paper | | - | 12.49 |")
         and line.endswith("| - | - | - |")
         and line.count("|") == 20
     )
