@@ -925,7 +925,8 @@ def robustness(
     shifted: Annotated[
         list[Path] | None,
         typer.Option(
-            "--shifted", help="Further clean images of the same classes, such as CIFAR-10.1: an error of each."
+            "--shifted",
+            help="Further clean images of the same classes, such as CIFAR-10.1: an error of each.",
         ),
     ] = None,
     seed: CorruptionSeed = 0,
@@ -999,7 +1000,8 @@ def features(
     classes: Annotated[
         str,
         typer.Option(
-            "--classes", help="How many, the first that have enough images, or names: cat,dog,ship; 10 at most."
+            "--classes",
+            help="How many, the first that have enough images, or names: cat,dog,ship; 10 at most.",
         ),
     ] = "4",
     images: Annotated[int, typer.Option("--images", help="Images of each class.")] = 100,
@@ -1265,7 +1267,9 @@ def perturbation(
         Path | None,
         typer.Option("--pictures", help="Folder for pictures: images at the boundary, noise, densities."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the images, the noise and the generators.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the images, the noise and the generators.")
+    ] = 0,
     data: DataRoot = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images searched at once.")] = 256,
@@ -1365,7 +1369,9 @@ def noise(
 def stylise(
     photographs: Annotated[
         Path,
-        typer.Argument(metavar="PHOTOS", help="Images: class folders, a folder, Parquet, arrays, packed data."),
+        typer.Argument(
+            metavar="PHOTOS", help="Images: class folders, a folder, Parquet, arrays, packed data."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the stylised images, under the same names.")],
     styles: Annotated[Path, typer.Option("--styles", help="Folder of pictures whose styles are taken.")],
@@ -1373,7 +1379,8 @@ def stylise(
     decoder: Annotated[Path, typer.Option("--decoder", help="AdaIN's decoder: decoder.pth.")],
     alpha: Annotated[float, typer.Option("--alpha", help="How much of the style, 0 to 1.")] = 1.0,
     size: Annotated[
-        int, typer.Option("--size", help="Shorter side that smaller photographs are enlarged to for the network.")
+        int,
+        typer.Option("--size", help="Shorter side that smaller photographs are enlarged to for the network."),
     ] = 256,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other styles.")] = 0,
     device: Device = "auto",
@@ -1386,7 +1393,9 @@ def stylise(
     with errors_for_users():
         from lrface.stylise import stylise as run
 
-        summary = run(photographs, styles, encoder, decoder, out, alpha=alpha, size=size, seed=seed, device=device)
+        summary = run(
+            photographs, styles, encoder, decoder, out, alpha=alpha, size=size, seed=seed, device=device
+        )
         print_json(summary.to_dict()) if json_output else print(summary)
 
 

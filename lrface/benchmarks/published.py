@@ -140,7 +140,9 @@ TABLE_C3: dict[int, float] = {0: 52.35, 45: 52.86, 78: 52.86, 150: 52.40, 300: 5
 
 # ------------------------------------------------------------------------------------------------ noise training
 
-NOISE_SOURCE = "Rusak et al., A simple way to make neural networks robust against diverse image corruptions, 2020"
+NOISE_SOURCE = (
+    "Rusak et al., A simple way to make neural networks robust against diverse image corruptions, 2020"
+)
 """ResNet-50 tuned on ImageNet, where nothing else is said; accuracies in percent."""
 
 NOISE_TABLE_3: dict[str, tuple[float, float, float, float]] = {
