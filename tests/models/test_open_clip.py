@@ -88,7 +88,9 @@ def test_another_size_of_images_is_the_models_argument():
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(whole("tiny-ViT").state_dict(), tmp_path / "w.pt")
     network = build_backbone("open_clip", model="tiny-RN", weights=str(tmp_path / "w.pt"))
-    with pytest.raises(LrfaceError, match=r"w.pt, weights for open_clip's tiny-RN, is of another architecture"):
+    with pytest.raises(
+        LrfaceError, match=r"w.pt, weights for open_clip's tiny-RN, is of another architecture"
+    ):
         network.start()
     network = build_backbone("open_clip", model="tiny-RN", weights=str(tmp_path / "none.pt"))
     with pytest.raises(LrfaceError, match="none.pt: no such file"):

@@ -93,7 +93,11 @@ def faces(kind: str, head: dict[str, Any]) -> Method:
         weight = {"fitnet": 10.0, "vid": 10.0}.get(loss := kind.removeprefix("distil_"))
         return Distil(policy=policy, teacher=teacher, loss=loss, weight=weight, **parts)
     if kind.startswith("contrastive"):
-        teacher = {"name": "ir18", "width": 4, "embedding_size": 8}  # of another width: the projection is there too
+        teacher = {
+            "name": "ir18",
+            "width": 4,
+            "embedding_size": 8,
+        }  # of another width: the projection is there too
         variant = kind.removeprefix("contrastive_")
         return Contrastive(encoder, policy, teacher, variant, temperature=0.5, start="fresh", chunk=3)
     decoder = build_decoder("subpixel", encoder.feature_channels, width=16)
