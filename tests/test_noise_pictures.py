@@ -47,7 +47,9 @@ stages:
 
 def test_what_a_run_learned_is_drawn(trained, tmp_path):
     generators, facts = generators_of_run(trained)
-    assert list(generators)[-1] == "current" and facts["step"] == 8 and facts["kept"] == len(generators) - 1 > 1
+    assert (
+        list(generators)[-1] == "current" and facts["step"] == 8 and facts["kept"] == len(generators) - 1 > 1
+    )
     kernels = {made.kernel for made in generators.values()}
     assert kernels == {3}
     states = [made.state() for made in generators.values()]
@@ -77,7 +79,9 @@ def test_pictures_of_the_boundary(tmp_path, monkeypatch):
     images = rng.integers(60, 150, (12, 32, 32, 3)).astype(np.uint8)
     images[6:, :, :, 0] += 30
     np.savez(tmp_path / "clean.npz", images=images, labels=[0] * 6 + [1] * 6)
-    arguments = "perturbation red_models:red --images clean.npz --generators 1 --steps 5 --pictures made --device cpu"
+    arguments = (
+        "perturbation red_models:red --images clean.npz --generators 1 --steps 5 --pictures made --device cpu"
+    )
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 0, result.output
     made = sorted(path.name for path in (tmp_path / "made").iterdir())
