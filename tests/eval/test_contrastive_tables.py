@@ -1,0 +1,104 @@
+"""eval/contrastive_tables.py: every row is a recipe that builds, every printed number has its row, and the script runs."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_classification_recipes import write_images
+
+from lrface import recipes
+
+SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "contrastive_tables.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("contrastive_tables", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["contrastive_tables"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("table", ["1", "7", "8", "9", "10", "13"])
+def test_rows_are_recipes_and_every_printed_number_has_its_row(script, table):
+    rows = script.rows(table)
+    keys = [row.key for row in rows]
+    assert len(set(keys)) == len(keys) == {"1": 16, "7": 3, "8": 3, "9": 8, "10": 4, "13": 8}[table]
+    for row in rows:
+        recipe = recipes.load_recipe(row.recipe, row.overrides)
+        assert recipes.stage_policy(recipe.stages[-1]).clean_share == 0
+    assert {key for column in script.columns(table) for key in column.paper} <= set(keys)
+
+
+def test_the_papers_numbers_stand_in_their_rows(script):
+    top1, few, top5, few5, _ = script.columns("1")
+    assert (top1.paper["supervised-mask90"], top1.paper["contrastive-blur37"]) == (74.12, 77.80)
+    assert (few.paper["contrastive-noise50"], top5.paper["supervised-noise10"]) == (73.14, 95.49)
+    assert few5.paper["contrastive-mask75"] == 95.53 and "supervised-mask75" not in few5.paper
+    denoised, ours = script.columns("7")
+    assert (denoised.paper["contrastive-noise30"], ours.paper["contrastive-noise30"]) == (56.47, 81.30)
+    assert script.columns("8")[0].paper == {
+        "contrastive-mask50": 23.38,
+        "contrastive-mask75": 21.89,
+        "contrastive-mask90": 20.39,
+    }
+    assert script.columns("13")[0].paper["contrastive-blur21"] == 51.20
+
+
+def test_students_and_baselines_share_their_teacher(script):
+    """The first stage of both is one run's."""
+    from lrface.study import _same_for_all_stages, _what_is_learned
+
+    for family in ("mask", "noise", "blur"):
+        pair = [recipes.load_recipe(f"cifar10/{kind}_{family}") for kind in ("supervised", "contrastive")]
+        assert _same_for_all_stages(pair[0]) == _same_for_all_stages(pair[1])
+        assert _what_is_learned(pair[0], pair[0].stages[0]) == _what_is_learned(pair[1], pair[1].stages[0])
+        # The same operator, whatever is learned from it.
+        degrades = [recipe.stages[1].degrade for recipe in pair]
+        assert degrades[0] == degrades[1]
+        assert (
+            pair[0].stages[1].optimiser.name == "adam" and pair[0].stages[1].optimiser.learning_rate == 1e-3
+        )
+
+
+SLOW = [
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in (("9", "mask90"), ("7", "noise50"), ("10", "noise_range"))
+]
+
+
+@pytest.mark.parametrize("table,key", [("1", "mask90"), *SLOW])
+def test_the_script_trains_probes_and_writes(table, key, tmp_path):
+    for name in ("train", "test"):
+        write_images(tmp_path / "data" / "cifar10" / f"{name}.parquet", 40)
+    rows = [f"contrastive-{key}", *([f"supervised-{key}"] if table == "1" else [])]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--table",
+        table,
+        "--data",
+        str(tmp_path / "data"),
+        "--draws",
+        "2",
+    ]
+    command += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--steps", "2", "--rows", *rows]
+    command += ["--set", "data.batch_size=16", "trainer.device=cpu", "trainer.threads=1"]
+    command += ["stages.0.schedule.warmup_steps=0"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / f"contrastive_table{table}.json").read_text())
+    text = (tmp_path / f"contrastive_table{table}.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith(f"| contrastive student, {key} |"))
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[1] == "1" and all(cell != "-" for cell in (cells[-8:] if table == "10" else cells[3:5]))
+    assert {row["key"] for row in document["rows"]} == set(rows)
+    kinds = {result["classifier"] for row in document["rows"] for result in row["evaluation"]["results"]}
+    assert (
+        kinds
+        == {"1": {"probe", "own head"}, "9": {"probe", "teacher"}, "7": {"probe"}, "10": {"probe"}}[table]
+    )
