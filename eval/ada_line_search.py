@@ -4,13 +4,12 @@ For each radius, over the first test images of CIFAR-10: on what share of them t
 of the random start and of the clean image, the classifier's accuracy, and SSIM with the clean image. For those whose SSIM
 is below the threshold: the distance of the result's SSIM from it, by the paper's single fit and by the two passes that
 lrface takes, as quantiles and as the share within 0.03. Radii far beyond the paper's 0.015 are there because at that one
-hardly any image comes below 0.3. Writes eval/results/ada_line_search.json.
+hardly any image comes below 0.3. Writes eval/results/ada_line_search.json, or --out.
 
     python eval/ada_line_search.py --data DATA --classifier RUN --network RUN
 """
 
 import argparse
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -23,12 +22,15 @@ from torch.nn import functional as F
 
 from lrface.classifiers import open_classifier
 from lrface.data.source import open_source
+from lrface.deepaugment import open_network
 from lrface.degrade.adversarial import Attack, limit_similarity, perturb
+from lrface.errors import errors_for_users
 from lrface.files import write_json
 from lrface.losses.ssim import ssim
 from lrface.models.per_example import CorruptionNetwork
+from lrface.recipes import find_data
 from lrface.study import RESULTS, about_the_run
-from lrface.train.checkpoint import find_model, load_model
+from lrface.train.checkpoint import load_model
 
 RADII = (0.015, 0.1, 0.2)
 THRESHOLD, WANTED = 0.3, 0.03
@@ -86,31 +88,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="root with cifar10/test.parquet")
+    parser.add_argument("--data", type=Path, help="folder of the data sets; else $LRFACE_DATA")
     parser.add_argument("--classifier", required=True, help="a run of lrface train with head: softmax")
     parser.add_argument("--network", required=True, help="a run of the method restore")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=RESULTS / "ada_line_search.json")
     options = parser.parse_args(arguments)
     started = time.time()
     if options.threads:
         torch.set_num_threads(options.threads)
-    source = open_source(options.data / "cifar10" / "test.parquet")
+    source = open_source(find_data("cifar10/test.parquet", options.data))
     pictures = np.stack([source.image(index) for index in range(options.images)])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(np.asarray(source.labels[: options.images])).long()
     classifier = open_classifier(options.classifier, 32, device="cpu")
-    network, card = load_model(options.network)
-    assert isinstance(network, CorruptionNetwork)
+    network, sha256 = open_network(options.network, "cpu")
     with torch.no_grad():
         drawn = torch.cat([network(part) for part in images.split(64)])
     rows = []
     for radius in RADII:
         rows.append(measure(images, labels, classifier.network, network, radius))
         print(rows[-1], file=sys.stderr, flush=True)
-    weights = find_model(options.network)
     write_json(
-        RESULTS / "ada_line_search.json",
+        options.out,
         {
             "table": "AdA's attack and its line search (paper 003, appendices A and G)",
             "command": "python eval/ada_line_search.py --data DATA --classifier RUN --network RUN",
@@ -118,8 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
             "seeds": [0],
             "classifier": {"architecture": load_model(options.classifier)[1]["architecture"]},
             "checkpoint_sha256": classifier.sha256,
-            "network": card["architecture"],
-            "network_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "network": load_model(options.network)[1]["architecture"],
+            "network_sha256": sha256,
             "network_similarity": spread(ssim(images, drawn)),
             "threshold": THRESHOLD,
             "rows": rows,
@@ -130,4 +131,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors_for_users():
+        sys.exit(main())

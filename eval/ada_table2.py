@@ -9,6 +9,7 @@ CIFAR-10.1 is taken from cifar10.1/ below the data root, where it is there. Auto
 
 from lrface.ada_study import ada_options, attack_evaluation
 from lrface.benchmarks.published_ada import NAMES, SOURCE, TABLE_2
+from lrface.errors import errors_for_users
 from lrface.study import Column, run_study
 
 ATTACKS = {
@@ -20,30 +21,33 @@ ATTACKS = {
 }
 
 if __name__ == "__main__":
-    found = ada_options(__doc__, "ada_table2", list(NAMES))
-    columns = [
-        Column(
-            "clean (%)",
-            lambda figures: figures["clean_accuracy"],
-            {key: row[0] for key, row in TABLE_2.items()},
-        ),
-        Column(
-            "CIFAR-10.1", lambda figures: figures["cifar10_1"], {key: row[1] for key, row in TABLE_2.items()}
-        ),
-    ]
-    for number, (title, key) in enumerate(ATTACKS.items(), start=2):
-        columns.append(
+    with errors_for_users():
+        found = ada_options(__doc__, "ada_table2", list(NAMES))
+        columns = [
             Column(
-                title,
-                lambda figures, key=key: figures["attacks"][key],
-                {row: values[number] for row, values in TABLE_2.items()},
+                "clean (%)",
+                lambda figures: figures["clean_accuracy"],
+                {key: row[0] for key, row in TABLE_2.items()},
+            ),
+            Column(
+                "CIFAR-10.1",
+                lambda figures: figures["cifar10_1"],
+                {key: row[1] for key, row in TABLE_2.items()},
+            ),
+        ]
+        for number, (title, key) in enumerate(ATTACKS.items(), start=2):
+            columns.append(
+                Column(
+                    title,
+                    lambda figures, key=key: figures["attacks"][key],
+                    {row: values[number] for row, values in TABLE_2.items()},
+                )
             )
+        run_study(
+            "AdA Table 2, accuracy under attack and on CIFAR-10.1",
+            found.options,
+            attack_evaluation(found),
+            columns,
+            paper=f"{SOURCE}, Table 2: pre-activation ResNet-50, 300 epochs, AutoAttack and MultiTargeted",
+            notes=[f"{found.attacked} test images are attacked; the clean column is of all."],
         )
-    run_study(
-        "AdA Table 2, accuracy under attack and on CIFAR-10.1",
-        found.options,
-        attack_evaluation(found),
-        columns,
-        paper=f"{SOURCE}, Table 2: pre-activation ResNet-50, 300 epochs, AutoAttack and MultiTargeted",
-        notes=[f"{found.attacked} test images are attacked; the clean column is of all."],
-    )

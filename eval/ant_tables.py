@@ -8,11 +8,12 @@ Rows of several tables are one run each: Table 3 after Table 4 trains nothing. E
 and is tuned for as many steps, the vanilla one on clean images. --table 5 needs the extra attack.
 """
 
-import sys
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lrface.benchmarks import published as paper
+from lrface.errors import errors_for_users
 from lrface.study import (
     SUITES,
     Column,
@@ -231,23 +232,24 @@ NOTE = (
 )
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    table = "4"
-    if "--table" in arguments:
-        at = arguments.index("--table")
-        table = arguments[at + 1] if at + 1 < len(arguments) else ""
-        del arguments[at : at + 2]
-    if table not in EVALUATIONS:
-        sys.exit(f"--table: one of {', '.join(sorted(EVALUATIONS, key=int))} is expected; found {table!r}")
-    suites = ("mnist",) if table in ("11", "12") else ("cifar10", "imagenet")
-    options = study_options(
-        __doc__, f"ant_table{table}", {suite: rows(table, suite) for suite in suites}, arguments, family="ant"
-    )
-    run_study(
-        f"Noise training, Table {table}",
-        options,
-        EVALUATIONS[table](options),
-        columns(table),
-        paper=f"{paper.NOISE_SOURCE}, Table {table}",
-        notes=(NOTE,),
-    )
+    with errors_for_users():
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--table", choices=sorted(EVALUATIONS, key=int), default="4")
+        own, arguments = parser.parse_known_args()
+        table = own.table
+        suites = ("mnist",) if table in ("11", "12") else ("cifar10", "imagenet")
+        options = study_options(
+            __doc__,
+            f"ant_table{table}",
+            {suite: rows(table, suite) for suite in suites},
+            arguments,
+            family="ant",
+        )
+        run_study(
+            f"Noise training, Table {table}",
+            options,
+            EVALUATIONS[table](options),
+            columns(table),
+            paper=f"{paper.NOISE_SOURCE}, Table {table}",
+            notes=(NOTE,),
+        )

@@ -3,7 +3,7 @@
 Trains the recipe cifar10/clean (or goes on with its run), corrupts the test images of CIFAR-10 with the 15 corruptions
 at 5 severities, by lrface's set "cifar" and by the package imagecorruptions (the reference code of ImageNet-C made to run
 on today's numpy), and writes the error of each corruption, its mean over severities, to
-eval/results/cifar10c_agreement.json. Wanted: at most 1.5 points between the two for each corruption.
+eval/results/cifar10c_agreement.json (or --out). Wanted: at most 1.5 points between the two for each corruption.
 
 The package has ImageNet-C's constants written into its functions. They are driven with CIFAR-10-C's: the numbers
 among a function's compiled constants are exchanged, its code stays as it is. CIFAR-10-C's elastic transform begins
@@ -36,6 +36,7 @@ from lrface import recipes
 from lrface.classifiers import Classifier, open_classifier
 from lrface.data.source import open_source
 from lrface.degrade import corruptions
+from lrface.errors import errors_for_users
 from lrface.files import write_json
 from lrface.progress import progress
 from lrface.study import RESULTS, about_the_run, train_run
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar10c"), help="where the run is kept")
     parser.add_argument("--images", type=int, default=10_000, help="the first so many test images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS / "cifar10c_agreement.json")
     parser.add_argument("--epochs", type=float, help="instead of the recipe's")
     parser.add_argument(
         "--names", nargs="+", default=list(corruptions.CORRUPTIONS), help="some corruptions only"
@@ -220,7 +222,7 @@ def main() -> None:
                 file=sys.stderr,
             )
     write_json(
-        RESULTS / "cifar10c_agreement.json",
+        arguments.out,
         {
             "table": "CIFAR-10-C errors (%) of one network, corrupted by lrface and by imagecorruptions",
             "command": f"python eval/cifar10c_agreement.py --images {count} --seed {arguments.seed}"
@@ -247,4 +249,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_for_users():
+        main()

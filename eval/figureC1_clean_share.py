@@ -8,6 +8,7 @@ falls; 50 % serves both.
 """
 
 from lrface.benchmarks.published import SOURCE
+from lrface.errors import errors_for_users
 from lrface.study import (
     Column,
     Row,
@@ -39,11 +40,12 @@ def rows(recipe: str) -> tuple[Row, ...]:
 SUITES = {"cifar10": rows("cifar10/qualnet"), "imagenet200": rows("imagenet200/qualnet")}
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "figureC1_clean_share", SUITES)
-    run_study(
-        "QualNet Figure C.1, share of clean images in a batch",
-        options,
-        corruption_evaluation(options),
-        [Column("clean (%)", clean_accuracy), Column("corruptions (%)", corruption_accuracy)],
-        paper=f"{SOURCE}, supplement, Figure C.1: ResNet-50, ImageNet-200",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "figureC1_clean_share", SUITES)
+        run_study(
+            "QualNet Figure C.1, share of clean images in a batch",
+            options,
+            corruption_evaluation(options),
+            [Column("clean (%)", clean_accuracy), Column("corruptions (%)", corruption_accuracy)],
+            paper=f"{SOURCE}, supplement, Figure C.1: ResNet-50, ImageNet-200",
+        )

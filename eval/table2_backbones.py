@@ -7,6 +7,7 @@ QualNet* is tuned from a classifier that was trained on clean images against the
 """
 
 from lrface.benchmarks.published import SOURCE, TABLE_2
+from lrface.errors import errors_for_users
 from lrface.study import (
     Column,
     Row,
@@ -43,15 +44,16 @@ SUITES = {
 }
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "table2_backbones", SUITES)
-    paper = {f"{network} {key}": row for network, rows in TABLE_2.items() for key, row in rows.items()}
-    run_study(
-        "QualNet Table 2, networks",
-        options,
-        corruption_evaluation(options),
-        [
-            Column("clean (%)", clean_accuracy, {key: row[0] for key, row in paper.items()}),
-            error_column(options, {key: row[1] for key, row in paper.items()}),
-        ],
-        paper=f"{SOURCE}, Table 2: ImageNet-1K",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "table2_backbones", SUITES)
+        paper = {f"{network} {key}": row for network, rows in TABLE_2.items() for key, row in rows.items()}
+        run_study(
+            "QualNet Table 2, networks",
+            options,
+            corruption_evaluation(options),
+            [
+                Column("clean (%)", clean_accuracy, {key: row[0] for key, row in paper.items()}),
+                error_column(options, {key: row[1] for key, row in paper.items()}),
+            ],
+            paper=f"{SOURCE}, Table 2: ImageNet-1K",
+        )

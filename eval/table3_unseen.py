@@ -7,6 +7,7 @@ The paper's upper three rows are ResNeXt-101, AugMix and ANT are ResNet-50 as th
 """
 
 from lrface.benchmarks.published import SOURCE, TABLE_3, TABLE_3_CORRUPTIONS
+from lrface.errors import errors_for_users
 from lrface.study import (
     Column,
     Row,
@@ -41,18 +42,23 @@ SUITES = {
 }
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "table3_unseen", SUITES)
-    small = {"qualnet_resnet50" if key == "qualnet" else key: row for key, row in TABLE_3["resnet50"].items()}
-    paper = small | TABLE_3["resnext101_32x8d"]
-    run_study(
-        "QualNet Table 3, corruptions that training has not seen",
-        options,
-        corruption_evaluation(options, held_out=True),
-        [
-            Column(
-                name.replace("_", " "), accuracy_on(name), {key: row[number] for key, row in paper.items()}
-            )
-            for number, name in enumerate(TABLE_3_CORRUPTIONS)
-        ],
-        paper=f"{SOURCE}, Table 3: ResNeXt-101 32x8d, AugMix ResNet-50; ImageNet-1K",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "table3_unseen", SUITES)
+        small = {
+            "qualnet_resnet50" if key == "qualnet" else key: row for key, row in TABLE_3["resnet50"].items()
+        }
+        paper = small | TABLE_3["resnext101_32x8d"]
+        run_study(
+            "QualNet Table 3, corruptions that training has not seen",
+            options,
+            corruption_evaluation(options, held_out=True),
+            [
+                Column(
+                    name.replace("_", " "),
+                    accuracy_on(name),
+                    {key: row[number] for key, row in paper.items()},
+                )
+                for number, name in enumerate(TABLE_3_CORRUPTIONS)
+            ],
+            paper=f"{SOURCE}, Table 3: ResNeXt-101 32x8d, AugMix ResNet-50; ImageNet-1K",
+        )

@@ -22,6 +22,7 @@ import torch
 from lrface import recipes
 from lrface.benchmarks.published import NAMES, TABLE_4
 from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
+from lrface.errors import errors_for_users
 from lrface.files import write_json, write_text
 from lrface.study import RESULTS, about_the_run, cell, kept, train_run
 from lrface.train.checkpoint import load_model
@@ -230,4 +231,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_for_users():
+        main()

@@ -9,6 +9,7 @@ Every stage has the whole schedule, which is the paper's accounting; the images 
 """
 
 from lrface.benchmarks.published import SOURCE, TABLE_6
+from lrface.errors import errors_for_users
 from lrface.study import (
     Column,
     Row,
@@ -54,14 +55,15 @@ SUITES = {
 }
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "table6_ablation", SUITES)
-    run_study(
-        "QualNet Table 6, ablation of its modules",
-        options,
-        corruption_evaluation(options),
-        [
-            Column("clean (%)", clean_accuracy, {key: row[0] for key, row in TABLE_6.items()}),
-            Column("corruptions (%)", corruption_accuracy, {key: row[1] for key, row in TABLE_6.items()}),
-        ],
-        paper=f"{SOURCE}, Table 6: ResNet-50, ImageNet-200",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "table6_ablation", SUITES)
+        run_study(
+            "QualNet Table 6, ablation of its modules",
+            options,
+            corruption_evaluation(options),
+            [
+                Column("clean (%)", clean_accuracy, {key: row[0] for key, row in TABLE_6.items()}),
+                Column("corruptions (%)", corruption_accuracy, {key: row[1] for key, row in TABLE_6.items()}),
+            ],
+            paper=f"{SOURCE}, Table 6: ResNet-50, ImageNet-200",
+        )

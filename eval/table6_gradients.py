@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from lrface.diagnose import quality_pull
+from lrface.errors import errors_for_users
 from lrface.files import write_json, write_text
 from lrface.study import RESULTS, about_the_run
 from lrface.train.checkpoint import load_model
@@ -73,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_for_users():
+        main()

@@ -7,6 +7,7 @@ The runs are those of Table 1 and are taken from there.
 """
 
 from lrface.benchmarks.published import SOURCE, TABLE_B1, TABLE_B1_COLUMNS
+from lrface.errors import errors_for_users
 from lrface.study import (
     Column,
     Row,
@@ -41,19 +42,20 @@ SUITES = {
 }
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "tableB1_types", SUITES)
-    figures = {"clean": clean_accuracy, "average": corruption_accuracy}
-    run_study(
-        "QualNet Table B.1, types of corruption",
-        options,
-        corruption_evaluation(options),
-        [
-            Column(
-                name.replace("_", " "),
-                figures.get(name) or accuracy_on(name),
-                {key: row[number] for key, row in TABLE_B1.items()},
-            )
-            for number, name in enumerate(TABLE_B1_COLUMNS)
-        ],
-        paper=f"{SOURCE}, supplement, Table B.1: ResNeXt-101 32x8d, ImageNet-1K",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "tableB1_types", SUITES)
+        figures = {"clean": clean_accuracy, "average": corruption_accuracy}
+        run_study(
+            "QualNet Table B.1, types of corruption",
+            options,
+            corruption_evaluation(options),
+            [
+                Column(
+                    name.replace("_", " "),
+                    figures.get(name) or accuracy_on(name),
+                    {key: row[number] for key, row in TABLE_B1.items()},
+                )
+                for number, name in enumerate(TABLE_B1_COLUMNS)
+            ],
+            paper=f"{SOURCE}, supplement, Table B.1: ResNeXt-101 32x8d, ImageNet-1K",
+        )

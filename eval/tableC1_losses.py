@@ -1,13 +1,14 @@
 """Table C.1 of the QualNet paper's supplement: quality losses. lambda is 0.6.
 
 The perceptual loss needs VGG16's weights: torchvision's file in its own cache, or --set
-stages.quality.method.quality.weights=FILE with --rows perceptual.
+stages.quality.method.quality.weights=FILE with --rows qualnet_perceptual.
 
-    python eval/tableC1_losses.py --data DATA --images 2000 --rows l1 l2 likelihood adversarial
+    python eval/tableC1_losses.py --data DATA --images 2000 --rows qualnet_0.6 qualnet_l2 qualnet_likelihood qualnet_adversarial
     python eval/tableC1_losses.py --data DATA --suite imagenet200      # the paper's networks, on a GPU
 """
 
 from lrface.benchmarks.published import SOURCE, TABLE_C1
+from lrface.errors import errors_for_users
 from lrface.study import (
     Column,
     Row,
@@ -43,14 +44,17 @@ def rows(recipe: str) -> tuple[Row, ...]:
 SUITES = {"cifar10": rows("cifar10/qualnet"), "imagenet200": rows("imagenet200/qualnet")}
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "tableC1_losses", SUITES)
-    run_study(
-        "QualNet Table C.1, quality losses",
-        options,
-        corruption_evaluation(options),
-        [
-            Column("clean (%)", clean_accuracy, {key: row[0] for key, row in TABLE_C1.items()}),
-            Column("corruptions (%)", corruption_accuracy, {key: row[1] for key, row in TABLE_C1.items()}),
-        ],
-        paper=f"{SOURCE}, supplement, Table C.1: ResNet-50, ImageNet-200",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "tableC1_losses", SUITES)
+        run_study(
+            "QualNet Table C.1, quality losses",
+            options,
+            corruption_evaluation(options),
+            [
+                Column("clean (%)", clean_accuracy, {key: row[0] for key, row in TABLE_C1.items()}),
+                Column(
+                    "corruptions (%)", corruption_accuracy, {key: row[1] for key, row in TABLE_C1.items()}
+                ),
+            ],
+            paper=f"{SOURCE}, supplement, Table C.1: ResNet-50, ImageNet-200",
+        )

@@ -8,6 +8,7 @@ of the ablations, because the quality loss's gradient is a few hundredths as lon
 """
 
 from lrface.benchmarks.published import SOURCE, TABLE_C2
+from lrface.errors import errors_for_users
 from lrface.study import (
     Column,
     Row,
@@ -49,16 +50,19 @@ SUITES = {
 }
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "tableC2_lambda", SUITES)
-    run_study(
-        "QualNet Table C.2, lambda",
-        options,
-        corruption_evaluation(options),
-        [
-            Column("clean (%)", clean_accuracy, {f"{key}": row[0] for key, row in TABLE_C2.items()}),
-            Column(
-                "corruptions (%)", corruption_accuracy, {f"{key}": row[1] for key, row in TABLE_C2.items()}
-            ),
-        ],
-        paper=f"{SOURCE}, supplement, Table C.2: ResNet-50, ImageNet-200",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "tableC2_lambda", SUITES)
+        run_study(
+            "QualNet Table C.2, lambda",
+            options,
+            corruption_evaluation(options),
+            [
+                Column("clean (%)", clean_accuracy, {f"{key}": row[0] for key, row in TABLE_C2.items()}),
+                Column(
+                    "corruptions (%)",
+                    corruption_accuracy,
+                    {f"{key}": row[1] for key, row in TABLE_C2.items()},
+                ),
+            ],
+            paper=f"{SOURCE}, supplement, Table C.2: ResNet-50, ImageNet-200",
+        )

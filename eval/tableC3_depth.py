@@ -8,6 +8,7 @@ layers, 78 in the paper's. 45 and 450 have no row there.
 """
 
 from lrface.benchmarks.published import SOURCE, TABLE_C3
+from lrface.errors import errors_for_users
 from lrface.study import (
     Row,
     corruption_evaluation,
@@ -49,11 +50,12 @@ SUITES = {
 }
 
 if __name__ == "__main__":
-    options = study_options(__doc__, "tableC3_depth", SUITES)
-    run_study(
-        "QualNet Table C.3, layers of the invertible decoder",
-        options,
-        corruption_evaluation(options),
-        [error_column(options, {f"{layers}": error for layers, error in TABLE_C3.items()})],
-        paper=f"{SOURCE}, supplement, Table C.3: ResNet-50, ImageNet-1K",
-    )
+    with errors_for_users():
+        options = study_options(__doc__, "tableC3_depth", SUITES)
+        run_study(
+            "QualNet Table C.3, layers of the invertible decoder",
+            options,
+            corruption_evaluation(options),
+            [error_column(options, {f"{layers}": error for layers, error in TABLE_C3.items()})],
+            paper=f"{SOURCE}, supplement, Table C.3: ResNet-50, ImageNet-1K",
+        )
