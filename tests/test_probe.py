@@ -314,7 +314,9 @@ def test_label_shift(place):
     assert found.results[0]["top1"]["mean"] == pytest.approx(100 * np.mean(right), abs=1e-5)
     assert 30 < found.results[1]["top1"]["mean"] < 100
     assert parse_relabel("imagenet100")["n07930864"] == "n03062245"
-    with pytest.raises(UsageError, match="'dark blue' .did you mean 'blue'.., which train lacks: name the classes"):
+    with pytest.raises(
+        UsageError, match="'dark blue' .did you mean 'blue'.., which train lacks: name the classes"
+    ):
         run(test="shifted")
     with pytest.raises(UsageError, match=r"--relabel: the training data \(train\) has no class 'reed'"):
         run(test="shifted", relabel="dark red=reed")
