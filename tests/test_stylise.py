@@ -180,6 +180,25 @@ def test_names_without_a_suffix_and_names_that_climb():
     assert stylised_name("v1.2/7") == "v1.2/7.png"
 
 
+def test_a_folder_that_is_not_there_is_named_before_the_first_stage_runs(place):
+    (place / "late.yaml").write_text("""
+name: late
+data: {path: photos, batch_size: 4, stylised: nowhere}
+backbone: {name: cifar_resnet18, width: 2}
+head: softmax
+trainer: {tensorboard: false, sheet_every: 0, device: cpu}
+stages:
+  - {name: clean, method: classify, degrade: {name: clean}, steps: 1}
+  - name: noise
+    method: {name: ant, clean_share: 0.25, stylised_share: 0.25, restart_steps: 2}
+    degrade: {name: clean}
+    steps: 1
+""")
+    result = CliRunner().invoke(app, ["train", "late.yaml"])
+    assert result.exit_code == 1 and "'nowhere' was not found" in result.output, result.output
+    assert "stage clean" not in result.output
+
+
 def test_crops_are_alike_for_an_image_and_its_stylised_version(place):
     """The stylised folder holds the photographs themselves: then both must be cut alike in each batch."""
     from lrface import recipes
