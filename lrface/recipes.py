@@ -428,6 +428,8 @@ def _run(
     settings = [stage_settings(stage) for stage in recipe.stages]
     methods = [build_method(recipe, stage, identities) for stage in recipe.stages]
     check_loads(recipe, methods)
+    for method in methods:
+        _stylised(recipe, source, method)
     trainer = build_trainer(recipe, show_progress, say)
     for stage, method in zip(recipe.stages, methods, strict=True):
         check_stage(stage.name, method, batch_size // ranks(), stage.accumulate, stage.ema)
@@ -801,12 +803,25 @@ def open_dataset(
 ) -> FaceDataset:
     """The images, with their stylised versions where the recipe names a folder of them and the method takes them."""
     dataset = _plain_dataset(recipe, source, method, show_progress)
-    if recipe.data.stylised is None or "stylised" not in method.needs:
+    stylised = _stylised(recipe, source, method)
+    if stylised is None:
         return dataset
-    from lrface.data.stylised import PairedDataset, StylisedSource
+    from lrface.data.stylised import PairedDataset
 
-    stylised = StylisedSource(source, find_data(recipe.data.stylised))
     return PairedDataset(dataset, _plain_dataset(recipe, stylised, method, show_progress))
+
+
+def _stylised(recipe: config.Recipe, source: FaceSource, method: Method) -> FaceSource | None:
+    """The stylised versions of the images, where the method takes them and the recipe names their folder.
+
+    Raises:
+        LrfaceError: the folder is not there, or lacks some of them.
+    """
+    if recipe.data.stylised is None or "stylised" not in method.needs:
+        return None
+    from lrface.data.stylised import StylisedSource
+
+    return StylisedSource(source, find_data(recipe.data.stylised))
 
 
 def _plain_dataset(
