@@ -3,7 +3,7 @@
 The perceptual loss needs VGG16's weights: torchvision's file in its own cache, or --set
 stages.quality.method.quality.weights=FILE with --rows qualnet_perceptual.
 
-    python eval/tableC1_losses.py --data DATA --images 2000 --rows qualnet_0.6 qualnet_l2 qualnet_likelihood qualnet_adversarial
+    python eval/tableC1_losses.py --data DATA --images 2000 --rows qualnet_0.6 qualnet_l2 qualnet_likelihood
     python eval/tableC1_losses.py --data DATA --suite imagenet200      # the paper's networks, on a GPU
 """
 
