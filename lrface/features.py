@@ -650,7 +650,7 @@ def draw_features(run: FeatureRun, path: str | Path) -> None:
     longest = max(len(entry.get_label()) for entry in entries)  # type: ignore[arg-type]
     fitting = max(1, min(len(entries), int(width * 9.5 / (longest + 5))))
     lines = -(-len(entries) // fitting)
-    height = (min(width / columns, 5.0) * aspect + 0.75) * rows + 0.25 * lines + 0.35
+    height = (width / columns * aspect + 0.75) * rows + 0.25 * lines + 0.35
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.06)
     canvas = FigureCanvasAgg(figure)
