@@ -264,7 +264,9 @@ def load_beside(weights: Path, card: dict[str, Any], part: str) -> dict[str, Ten
             "model was found there"
         )
     state = load_state(folder / PARTS)
-    found = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+    found = {
+        key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")
+    }
     if not found:
         known = ", ".join(sorted({key.split(".")[0] for key in state})) or "nothing"
         raise LrfaceError(f"{folder / PARTS} has no {part}; it has {known}")
