@@ -12,12 +12,12 @@ from lrface import config
 from lrface.errors import LrfaceError, UsageError
 from lrface.methods.qualnet import QualNet
 from lrface.recipes import (
+    TrainingImages,
     build_method,
     build_source,
     build_trainer,
     image_stream,
     images_of_epoch,
-    open_dataset,
     stage_settings,
     stage_steps,
     training_faces,
@@ -58,7 +58,7 @@ def profile_recipe(
     trainer = build_trainer(recipe, show_progress, say)
     epoch_images = images_of_epoch(recipe, source)
     method.epoch_steps = epoch_images // batch_size
-    dataset = open_dataset(recipe, source, method, show_progress)
+    dataset = TrainingImages(recipe, source, [method], show_progress, data).of(method)
     folder = Path(recipe.out or f"runs/{recipe.name}") / "profile"
     planned = Stage(
         stage.name,

@@ -428,8 +428,7 @@ def _run(
     settings = [stage_settings(stage) for stage in recipe.stages]
     methods = [build_method(recipe, stage, identities) for stage in recipe.stages]
     check_loads(recipe, methods)
-    for method in methods:
-        _stylised(recipe, source, method)
+    pictures = TrainingImages(recipe, source, methods, show_progress, data)
     trainer = build_trainer(recipe, show_progress, say)
     for stage, method in zip(recipe.stages, methods, strict=True):
         check_stage(stage.name, method, batch_size // ranks(), stage.accumulate, stage.ema)
@@ -475,7 +474,7 @@ def _run(
         ]
         with recorded(out, recipe.name, planned, recipe.trainer.threads) if rank() == 0 else nullcontext():
             _run_stages(
-                recipe, source, held_out, source_name, methods, trainer, steps, settings, summary, say
+                recipe, pictures, held_out, source_name, methods, trainer, steps, settings, summary, say
             )
         summary.weights_sha256 = read_json(out / "model.json", "the card of the model")["weights_sha256"]
         summary.seconds = time.perf_counter() - started
@@ -515,7 +514,7 @@ def image_stream(
 
 def _run_stages(
     recipe: config.Recipe,
-    source: FaceSource,
+    pictures: "TrainingImages",
     held_out: FaceSource | None,
     source_name: str,
     methods: Sequence[Method],
@@ -526,7 +525,7 @@ def _run_stages(
     say: Callable[[str], None],
 ) -> None:
     """Every stage that is not complete, then the model; fills in ``summary.stages``."""
-    out = Path(summary.out)
+    out, source = Path(summary.out), pictures.source
     images, identities, batch_size = len(source), len(source.identities), recipe.data.batch_size
     say(
         f"{recipe.name}: {images} images of {identities} identities from {source_name}, {recipe.backbone.name}, "
@@ -534,7 +533,6 @@ def _run_stages(
     )
     epoch_images = images_of_epoch(recipe, source)
     watch = Watch(recipe, source, held_out, trainer, say)
-    dataset: FaceDataset | None = None
     before: Path | None = None
     for index, (stage, method) in enumerate(zip(recipe.stages, methods, strict=True)):
         folder = out / "stages" / f"{index + 1}-{stage.name}"
@@ -549,8 +547,7 @@ def _run_stages(
             continue
         else:
             say(f"stage {stage.name}: resumes from {newest}")
-        if dataset is None:
-            dataset = open_dataset(recipe, source, method, trainer.show_progress)
+        dataset = pictures.of(method)
         # Each stage has its own order and augmentation; stage 1 of two recipes with one seed is alike.
         stage_seed = recipe.seed * 1000 + index
         seed_random(stage_seed)
@@ -798,33 +795,55 @@ def _fill_from_model(part: torch.nn.Module, path: str, what: str, source: str = 
         fill(part, load_beside(find_model(path), card, source), f"{what}: {source}")
 
 
-def open_dataset(
-    recipe: config.Recipe, source: FaceSource, method: Method, show_progress: bool
-) -> FaceDataset:
-    """The images, with their stylised versions where the recipe names a folder of them and the method takes them."""
-    dataset = _plain_dataset(recipe, source, method, show_progress)
-    stylised = _stylised(recipe, source, method)
-    if stylised is None:
-        return dataset
-    from lrface.data.stylised import PairedDataset
+class TrainingImages:
+    """The images that the stages of a run read, opened once, when a stage first wants them.
 
-    return PairedDataset(dataset, _plain_dataset(recipe, stylised, method, show_progress))
-
-
-def _stylised(recipe: config.Recipe, source: FaceSource, method: Method) -> FaceSource | None:
-    """The stylised versions of the images, where the method takes them and the recipe names their folder.
+    Args:
+        methods: those of all stages.
+        root: where ``data.stylised`` is looked for, see :func:`find_data`.
 
     Raises:
-        LrfaceError: the folder is not there, or lacks some of them.
+        UsageError: a method takes stylised images and the recipe names none. LrfaceError: their folder is not there, or
+            lacks some of them.
     """
-    if recipe.data.stylised is None or "stylised" not in method.needs:
-        return None
-    from lrface.data.stylised import StylisedSource
 
-    return StylisedSource(source, find_data(recipe.data.stylised))
+    def __init__(
+        self,
+        recipe: config.Recipe,
+        source: FaceSource,
+        methods: Sequence[Method],
+        show_progress: bool,
+        root: str | Path | None = None,
+    ):
+        self.recipe, self.source, self.show_progress = recipe, source, show_progress
+        self.stylised: FaceSource | None = None
+        self._plain: FaceDataset | None = None
+        self._paired: FaceDataset | None = None
+        if any("stylised" in method.needs for method in methods):
+            if recipe.data.stylised is None:
+                raise UsageError(
+                    "method.stylised_share takes stylised versions of the images: name their folder in data.stylised; "
+                    "`lrface stylise` makes one"
+                )
+            from lrface.data.stylised import StylisedSource
+
+            self.stylised = StylisedSource(source, find_data(recipe.data.stylised, root))
+
+    def of(self, method: Method) -> FaceDataset:
+        """The images for ``method``, with their stylised versions where it takes them."""
+        if self._plain is None:
+            self._plain = open_dataset(self.recipe, self.source, method, self.show_progress)
+        if self.stylised is None or "stylised" not in method.needs:
+            return self._plain
+        if self._paired is None:
+            from lrface.data.stylised import PairedDataset
+
+            other = open_dataset(self.recipe, self.stylised, method, self.show_progress)
+            self._paired = PairedDataset(self._plain, other)
+        return self._paired
 
 
-def _plain_dataset(
+def open_dataset(
     recipe: config.Recipe, source: FaceSource, method: Method, show_progress: bool
 ) -> FaceDataset:
     """Decoded into the memory of each rank where the recipe wants it and it fits, else decoded as it goes."""

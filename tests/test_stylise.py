@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from lrface.cli import app
 from lrface.data.source import open_source
 from lrface.data.stylised import StylisedSource, stylised_name
-from lrface.errors import LrfaceError
+from lrface.errors import LrfaceError, UsageError
 
 
 def weights(folder):
@@ -132,6 +132,13 @@ def test_wrong_usage_is_named(place):
         assert result.exit_code == code and message in found, found
 
 
+FIRST = "{name: first, method: classify, steps: 1}"
+NOISE = (
+    "{name: noise, steps: 3, degrade: {name: clean}, method: {name: ant, clean_share: 0.25, current_share: 0.25, "
+    "stylised_share: 0.25, restart_steps: 2, save_steps: 1}}"
+)
+
+
 def test_training_gets_each_image_with_its_stylised_version(place):
     from lrface import recipes
     from lrface.data.dataset import fit_image
@@ -157,21 +164,30 @@ stages:
     method = recipes.build_method(recipe, recipe.stages[0], 2)
     for cache in (True, False):
         recipe.data.cache = cache
-        batch = recipes.open_dataset(recipe, source, method, False).__getitems__([5, 0, 3])
+        batch = recipes.TrainingImages(recipe, source, [method], False).of(method).__getitems__([5, 0, 3])
         for row, index in enumerate((5, 0, 3)):
             for key, own in (("image", source), ("stylised", stylised)):
                 pixels = fit_image(own.image(index), 32)
                 assert (batch[key][row].permute(1, 2, 0).numpy() == pixels).all()
-    assert recipes.run_recipe(recipe, show_progress=False).stages[0]["steps"] == 3
+    # A stage before it that takes none comes first, and gets none.
+    recipe = recipes.load_recipe(
+        "recipe.yaml", [f"stages=[{{name: first, method: classify, steps: 1}}, {NOISE}]", "out=out"]
+    )
+    assert [stage["steps"] for stage in recipes.run_recipe(recipe, show_progress=False).stages] == [1, 3]
     # A method that takes no stylised images does not get any.
     plain = recipes.load_recipe("recipe.yaml", ["stages.0.method=classify"])
     classify = recipes.build_method(plain, plain.stages[0], 2)
-    assert "stylised" not in recipes.open_dataset(plain, source, classify, False).__getitems__([0])
+    pictures = recipes.TrainingImages(recipe, source, [classify, method], False)
+    assert "stylised" not in pictures.of(classify).__getitems__([0])
+    assert "stylised" in pictures.of(method).__getitems__([0])
+    without = recipes.load_recipe("recipe.yaml", ["data.stylised=null"])
+    with pytest.raises(UsageError, match="name their folder in data.stylised"):
+        recipes.TrainingImages(without, source, [method], False)
     (place / "made" / "b" / "2.png").unlink()
     with pytest.raises(
         LrfaceError, match="lacks the stylised versions of 1 of 8 images, the first is b/2.png"
     ):
-        recipes.open_dataset(recipe, source, method, False)
+        recipes.TrainingImages(recipe, source, [method], False)
 
 
 def test_names_without_a_suffix_and_names_that_climb():
@@ -217,7 +233,7 @@ stages:
 """)
     recipe = recipes.load_recipe("recipe.yaml")
     method = recipes.build_method(recipe, recipe.stages[0], 2)
-    dataset = recipes.open_dataset(recipe, open_source("photos"), method, False)
+    dataset = recipes.TrainingImages(recipe, open_source("photos"), [method], False).of(method)
     seen = [batch["image"] for batch in batches(dataset, 4, 0, 0, 4)]
     for number, batch in enumerate(batches(dataset, 4, 0, 0, 4)):
         assert torch.equal(batch["image"], batch["stylised"]) and torch.equal(batch["image"], seen[number])
