@@ -72,7 +72,7 @@ def read_labelled(
         UsageError: a count below 1. LrfaceError: nothing that can be read.
     """
     if count is not None and count < 1:
-        raise UsageError(f"--count: at least 1 is needed; found {count}")
+        raise UsageError(f"--count: at least 1 is needed, or 0 for all; found {count}")
     images = open_images(path)
     labels = check_labels(images)
     rows = np.arange(len(images))
@@ -369,6 +369,8 @@ def run_perturbation(
     for option, value in (("--seeds", seeds), ("--generators", generators), ("--batch-size", batch_size)):
         if value < 1:
             raise UsageError(f"{option}: at least 1 is needed; found {value}")
+    if pictures is not None and Path(pictures).exists() and not Path(pictures).is_dir():
+        raise UsageError(f"--pictures {pictures}: a folder is needed, and this is a file")
     wanted = chosen_noises(noises)
     settings = generator or GeneratorSettings()
     place = resolved(device)

@@ -158,6 +158,7 @@ def test_wrong_usage_is_named(place):
         ("brightness_models:red", {"noises": ["gausian"]}, "unknown 'gausian'.*gaussian"),
         ("brightness_models:red", {"count": 0}, "--count: at least 1"),
         ("brightness_models:red", {"generators": 0}, "--generators: at least 1"),
+        ("brightness_models:red", {"pictures": "clean.npz"}, "--pictures clean.npz: a folder is needed"),
         ("brightness_models:stone", {"noises": ["adversarial"]}, "gives no gradients"),
     ):
         with pytest.raises(UsageError, match=message):
