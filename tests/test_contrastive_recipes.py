@@ -5,17 +5,16 @@ import csv
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from onnx_files import write_onnx
-from PIL import Image
+from small_runs import TRAINER, draw_pictures, last, of, run, same
 
 from lrface import config, recipes
 from lrface.errors import LrfaceError, UsageError
 from lrface.methods import Contrastive
-from lrface.recipes import build_method, check_loads, load_recipe, run_recipe
-from lrface.train.checkpoint import load_model, load_parts
+from lrface.recipes import build_method, check_loads, load_recipe
+from lrface.train.checkpoint import load_model
 
 NETWORK = {"name": "cifar_resnet18", "width": 4}
 TINY = {
@@ -23,15 +22,7 @@ TINY = {
     "data": {"path": "pictures", "batch_size": 8},
     "backbone": NETWORK,
     "head": "softmax",
-    "trainer": {
-        "device": "cpu",
-        "precision": "float32",
-        "tensorboard": False,
-        "sheet_every": 0,
-        "threads": 1,
-        "checkpoint_every": 2,
-        "log_every": 1,
-    },
+    "trainer": {**TRAINER, "checkpoint_every": 2, "log_every": 1},
     "stages": [
         {
             "name": "teacher",
@@ -54,13 +45,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for number in range(16):
-        folder = root / "pictures" / f"class {number % 4}"
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-        Image.fromarray(coarse).resize((32, 32)).save(folder / f"{number}.png")
-    return root
+    return draw_pictures(tmp_path_factory.mktemp("data"))
 
 
 def tiny(*overrides: str, stages: slice = slice(None)) -> config.Recipe:
@@ -69,25 +54,6 @@ def tiny(*overrides: str, stages: slice = slice(None)) -> config.Recipe:
     if len(raw["stages"]) == 1:
         del raw["stages"][0]["load"]
     return config.parse_recipe(raw, overrides)
-
-
-def run(recipe: config.Recipe, data: Path, out: Path, **options) -> list[str]:
-    recipe.out = str(out)
-    said: list[str] = []
-    run_recipe(recipe, data=data, show_progress=False, say=said.append, **options)
-    return said
-
-
-def of(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def last(run: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_parts(max((run / "stages" / stage).glob("step-*")))
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +67,8 @@ def test_the_student_starts_from_the_teacher_which_stays(finished, data, tmp_pat
     assert "stage student: encoder starts from the teacher" in said
     first, second = last(out, "1-teacher"), last(out, "2-student")
     teacher = of(first, "encoder.")
-    assert len(teacher) > 50 and equal(teacher, of(second, "teacher."))
-    assert not equal(teacher, of(second, "encoder."))
+    assert len(teacher) > 50 and same(teacher, of(second, "teacher."))
+    assert not same(teacher, of(second, "encoder."))
     assert not any(key.startswith("head.") for key in second), "no head is trained, none is kept"
     still = tiny("stages.1.optimiser.learning_rate=0", "stages.1.steps=1")
     run(still, data, tmp_path / "still")
@@ -125,7 +91,7 @@ def test_the_model_at_the_end_is_the_student_alone(finished):
     encoder, card = load_model(finished[0])
     assert card["architecture"] == {"name": "cifar_resnet18", "arguments": {"width": 4}}
     assert card["training"]["method"] == "contrastive"
-    assert equal(dict(encoder.state_dict()), of(last(finished[0], "2-student"), "encoder."))
+    assert same(dict(encoder.state_dict()), of(last(finished[0], "2-student"), "encoder."))
 
 
 @pytest.mark.parametrize("variant", ["student_teacher", "nt_xent"])
@@ -156,7 +122,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bits(variant, data, tmp_path, 
     assert any("resumes from" in line and "step-00000002" in line for line in said)
     assert "stage student: encoder starts from the teacher" not in said
     whole, stopped = last(tmp_path / "whole", "2-student"), last(tmp_path / "stopped", "2-student")
-    assert equal(whole, stopped)
+    assert same(whole, stopped)
     assert any(key.startswith("projection.") for key in whole) is (variant == "nt_xent")
     with (tmp_path / "stopped/stages/2-student/metrics.csv").open() as one:
         assert one.read().count("\n") == 7
@@ -167,14 +133,14 @@ def test_a_teacher_from_a_model_on_disk_and_a_student_of_its_own(finished, data,
     recipe = tiny(stages=slice(1, 2))
     recipe.stages[0].load = [{"path": source, "to": "teacher"}]
     assert "stage student: encoder starts from the teacher" in run(recipe, data, tmp_path / "one")
-    assert equal(
+    assert same(
         of(last(tmp_path / "one", "1-student"), "teacher."), of(last(finished[0], "1-teacher"), "encoder.")
     )
     both = tiny(stages=slice(1, 2))
     both.stages[0].load = [{"path": source, "to": "teacher"}, {"path": source, "to": "encoder"}]
     said = run(both, data, tmp_path / "two")
     assert not any("starts from the teacher" in line for line in said)
-    assert equal(last(tmp_path / "one", "1-student"), last(tmp_path / "two", "1-student"))
+    assert same(last(tmp_path / "one", "1-student"), last(tmp_path / "two", "1-student"))
 
 
 def test_no_labels_are_read(data, finished, tmp_path):
@@ -238,10 +204,10 @@ def test_open_clip_without_a_download(data, tmp_path):
     wanted = {
         key.removeprefix("visual."): v for key, v in clip.state_dict().items() if key.startswith("visual.")
     }
-    assert equal(of(last(tmp_path / "run", "1-student"), "teacher.network."), wanted)
+    assert same(of(last(tmp_path / "run", "1-student"), "teacher.network."), wanted)
     (tmp_path / "clip.pt").unlink()  # a trained network needs it no more
     encoder, _ = load_model(tmp_path / "run")
-    assert not equal(of(dict(encoder.state_dict()), "network."), wanted)
+    assert not same(of(dict(encoder.state_dict()), "network."), wanted)
     assert encoder.eval()(torch.rand(3, 3, 32, 32)).shape == (3, 32)
 
 

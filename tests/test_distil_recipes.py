@@ -4,16 +4,15 @@ import copy
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_runs import TRAINER, draw_pictures, last, of, run, same
 
 from lrface import config, recipes
 from lrface.errors import LrfaceError, UsageError
 from lrface.methods import Distil
-from lrface.recipes import build_method, check_loads, load_recipe, run_recipe
-from lrface.train.checkpoint import load_model, load_parts
+from lrface.recipes import build_method, check_loads, load_recipe
+from lrface.train.checkpoint import load_model
 
 NETWORK = {
     "name": "irevnet",
@@ -29,15 +28,7 @@ TINY = {
     "data": {"path": "pictures", "batch_size": 8},
     "backbone": {"name": "cifar_resnet18", "width": 4},
     "head": "softmax",
-    "trainer": {
-        "device": "cpu",
-        "precision": "float32",
-        "tensorboard": False,
-        "sheet_every": 0,
-        "threads": 1,
-        "checkpoint_every": 2,
-        "log_every": 1,
-    },
+    "trainer": {**TRAINER, "checkpoint_every": 2, "log_every": 1},
     "stages": [
         {
             "name": "invertible",
@@ -61,13 +52,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for number in range(16):
-        folder = root / "pictures" / f"class {number % 4}"
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-        Image.fromarray(coarse).resize((32, 32)).save(folder / f"{number}.png")
-    return root
+    return draw_pictures(tmp_path_factory.mktemp("data"))
 
 
 def tiny(loss: str = "kd", *overrides: str) -> config.Recipe:
@@ -76,25 +61,6 @@ def tiny(loss: str = "kd", *overrides: str) -> config.Recipe:
     if loss != "kd":
         raw["stages"][1]["load"] = [TEACHER]
     return config.parse_recipe(raw, overrides)
-
-
-def run(recipe: config.Recipe, data: Path, out: Path, **options) -> list[str]:
-    recipe.out = str(out)
-    said: list[str] = []
-    run_recipe(recipe, data=data, show_progress=False, say=said.append, **options)
-    return said
-
-
-def of(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def last(run: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_parts(max((run / "stages" / stage).glob("step-*")))
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +73,15 @@ def finished(data, tmp_path_factory) -> Path:
 def test_the_classifier_of_stage_one_is_the_teacher_as_it_came(finished):
     first, second = last(finished, "1-invertible"), last(finished, "2-student")
     assert len(of(first, "encoder.")) > 50
-    assert equal(of(first, "encoder."), of(second, "teacher."))
-    assert equal(of(first, "head."), of(second, "teacher_head."))
+    assert same(of(first, "encoder."), of(second, "teacher."))
+    assert same(of(first, "head."), of(second, "teacher_head."))
 
 
 def test_the_model_at_the_end_is_the_student_alone(finished):
     encoder, card = load_model(finished)
     assert card["architecture"] == {"name": "cifar_resnet18", "arguments": {"width": 4}}
     assert card["training"]["method"] == "distil"
-    assert equal(dict(encoder.state_dict()), of(last(finished, "2-student"), "encoder."))
+    assert same(dict(encoder.state_dict()), of(last(finished, "2-student"), "encoder."))
 
 
 def test_the_loss_is_in_the_log(finished):
@@ -149,7 +115,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bits(loss, data, tmp_path, mon
     said = run(tiny(loss, *overrides), data, tmp_path / "stopped")
     assert any("resumes from" in line and "step-00000002" in line for line in said)
     whole, stopped = last(tmp_path / "whole", "2-student"), last(tmp_path / "stopped", "2-student")
-    assert equal(whole, stopped)
+    assert same(whole, stopped)
     assert any(key.startswith("distillation.regressor.") for key in whole) is (loss == "vid")
     assert any(key.startswith("teacher.") for key in whole)
 
@@ -161,7 +127,7 @@ def test_a_teacher_from_a_model_on_disk(finished, data, tmp_path):
     recipe.stages[0].load = [{"path": str(finished / "stages" / "1-invertible"), "to": "teacher"}]
     said = run(recipe, data, tmp_path / "run")
     assert any("teacher comes from" in line for line in said)
-    assert equal(
+    assert same(
         of(last(finished, "1-invertible"), "encoder."), of(last(tmp_path / "run", "1-student"), "teacher.")
     )
     recipe.stages[0].load[0]["path"] = str(finished)
@@ -206,8 +172,8 @@ def test_a_head_from_a_run_on_disk(finished, data, tmp_path):
         out = tmp_path / f"run {place.name}"
         run(recipe, data, out)
         found, wanted = last(out, "1-student"), last(finished, "2-student")
-        assert equal(of(found, "teacher."), of(wanted, "encoder."))
-        assert equal(of(found, "teacher_head."), of(wanted, "head."))
+        assert same(of(found, "teacher."), of(wanted, "encoder."))
+        assert same(of(found, "teacher_head."), of(wanted, "head."))
     recipe.stages[0].load[1]["from"] = "heads"
     with pytest.raises(
         LrfaceError, match="parts.safetensors has no heads; it has head, teacher, teacher_head"
@@ -280,4 +246,4 @@ def test_a_student_begins_as_with_qualnet(monkeypatch):
         methods = [build_method(recipe, stage, 10) for stage in recipe.stages]
         found.append([{**of(m.state_dict(), "encoder."), **of(m.state_dict(), "head.")} for m in methods])
     for others in found[1:]:
-        assert all(equal(one, other) for one, other in zip(found[0], others, strict=True))
+        assert all(same(one, other) for one, other in zip(found[0], others, strict=True))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import TRAINER, draw_pictures, last, of, run
 from typer.testing import CliRunner
 
 from lrface import config, recipes
 from lrface.cli import app
 from lrface.errors import LrfaceError, UsageError
 from lrface.recipes import build_method, check_loads, load_recipe, run_recipe
-from lrface.train.checkpoint import load_decoder, load_model, load_parts
+from lrface.train.checkpoint import load_decoder, load_model
 
 NETWORK = {
     "name": "irevnet",
@@ -30,13 +31,7 @@ TINY = {
     "backbone": {"name": "cifar_resnet18", "width": 4},
     "head": "softmax",
     "decoder": {"name": "irevnet_inverse", "network": copy.deepcopy(NETWORK)},
-    "trainer": {
-        "device": "cpu",
-        "precision": "float32",
-        "tensorboard": False,
-        "sheet_every": 0,
-        "threads": 1,
-    },
+    "trainer": TRAINER,
     "stages": [
         {
             "name": "invertible",
@@ -60,24 +55,11 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for number in range(16):
-        folder = root / "pictures" / f"class {number % 4}"
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-        Image.fromarray(coarse).resize((32, 32)).save(folder / f"{number}.png")
-    return root
+    return draw_pictures(tmp_path_factory.mktemp("data"))
 
 
 def tiny(*overrides: str, **changes) -> config.Recipe:
     return config.parse_recipe(copy.deepcopy({**TINY, **changes}), overrides)
-
-
-def run(recipe: config.Recipe, data: Path, out: Path) -> list[str]:
-    recipe.out = str(out)
-    said: list[str] = []
-    run_recipe(recipe, data=data, show_progress=False, say=said.append)
-    return said
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +67,6 @@ def finished(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
     run(tiny(), data, out)
     return out
-
-
-def of(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def last(run: Path, stage: str, steps: int = 2) -> dict[str, torch.Tensor]:
-    return load_parts(run / "stages" / stage / f"step-{steps:08d}")
 
 
 def test_the_inverse_of_stage_one_teaches_stage_two(finished):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from small_runs import TRAINER, draw_pictures
 
 from lrface import study
 from lrface.benchmarks.image_sets import open_stored
@@ -44,13 +44,7 @@ RECIPE = {
     "backbone": {"name": "cifar_resnet18", "width": 4},
     "head": "softmax",
     "decoder": {"name": "irevnet_inverse", "network": NETWORK},
-    "trainer": {
-        "device": "cpu",
-        "precision": "float32",
-        "tensorboard": False,
-        "sheet_every": 0,
-        "threads": 1,
-    },
+    "trainer": TRAINER,
     "stages": [CLEAN, QUALITY],
 }
 
@@ -58,12 +52,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Pictures of 4 classes and a recipe of two stages."""
-    root = tmp_path_factory.mktemp("study")
-    for number in range(16):
-        folder = root / "pictures" / f"class {number % 4}"
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-        Image.fromarray(coarse).resize((32, 32)).save(folder / f"{number}.png")
+    root = draw_pictures(tmp_path_factory.mktemp("study"))
     (root / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     return root
 
