@@ -163,10 +163,12 @@ def test_an_inverse_of_other_images_is_refused_with_its_numbers():
 
 
 def test_gradients_pass_the_frozen_inverse_and_no_activations_stay():
-    """What autograd keeps of the decoder is its feature map, its image and weights, whatever its depth."""
+    """What autograd keeps of the decoder is its feature map, its image and weights, whatever its depth; and a bit for each
+    value of a ReLU."""
     torch.manual_seed(0)
     encoder = build_backbone("torchvision", model="regnet_x_400mf", input_size=64)
     kept: dict[int, int] = {}
+    bits: dict[int, int] = {}
     for blocks in (1, 4):
         network = {
             "name": "irevnet",
@@ -176,23 +178,32 @@ def test_gradients_pass_the_frozen_inverse_and_no_activations_stay():
         }
         network |= {"down_sampling": 2, "input_size": 64, "bottleneck": 64}
         decoder = build_decoder_for(encoder, "irevnet_inverse", network=network)
-        weights = {parameter.data_ptr() for parameter in decoder.parameters()}
+        weights = {value.data_ptr() for value in decoder.state_dict().values()}
         feature_map = torch.rand(2, encoder.feature_channels, 2, 2, requires_grad=True)
         held: list[int] = []
+        masks: list[int] = []
 
-        def pack(tensor: torch.Tensor, held: list[int] = held, weights: set[int] = weights) -> torch.Tensor:
-            if tensor.data_ptr() not in weights:
+        def pack(
+            tensor: torch.Tensor,
+            held: list[int] = held,
+            masks: list[int] = masks,
+            weights: set[int] = weights,
+        ) -> torch.Tensor:
+            if tensor.dtype == torch.uint8:
+                masks.append(8 * tensor.untyped_storage().nbytes())
+            elif tensor.data_ptr() not in weights:
                 held.append(tensor.untyped_storage().nbytes())
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             drawn = decoder(feature_map)
-        kept[blocks] = sum(held)
+        kept[blocks], bits[blocks] = sum(held), sum(masks)
         drawn.square().sum().backward()
         assert feature_map.grad is not None and bool((feature_map.grad != 0).any())
         assert all(parameter.grad is None for parameter in decoder.network.parameters())
         assert decoder.connector[0].weight.grad is not None
     assert kept[4] == kept[1] > 0
+    assert bits[4] > bits[1] > 0
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
