@@ -26,7 +26,7 @@ def linear(): return Linear()
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     pytest.importorskip("foolbox")
-    (tmp_path / "linear_models.py").write_text(MODULE)
+    (tmp_path / "level_models.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     levels = np.linspace(100, 155, 24)
@@ -41,7 +41,7 @@ def place(tmp_path, monkeypatch):
 def test_pgd_and_ddn_find_what_is_known(place):
     trials = [trial for text in ("ddn=1.5", "pgd:linf=0.05", "pgd:l2=1.5") for trial in parse_trials(text)]
     run = run_trials(
-        ["linear_models:linear"], "clean.npz", trials, device="cpu", steps=60, show_progress=False
+        ["level_models:linear"], "clean.npz", trials, device="cpu", steps=60, show_progress=False
     )
     ddn, linf, l2 = run.results[0]["attacks"]
     root = 3072**0.5
@@ -57,7 +57,7 @@ def test_pgd_and_ddn_find_what_is_known(place):
 
 def test_without_foolbox_the_extra_is_named(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    result = CliRunner().invoke(app, ["attack", "linear_models:linear", "--images", "clean.npz"])
+    result = CliRunner().invoke(app, ["attack", "level_models:linear", "--images", "clean.npz"])
     assert result.exit_code == 1 and "pip install 'lrface[attack]'" in result.output
 
 
