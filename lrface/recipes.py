@@ -67,6 +67,18 @@ from lrface.train.wandb import WandbLog, WandbSettings, import_wandb
 
 CACHE_LIMIT = 4 << 30  # bytes of decoded faces that cache: auto keeps in memory
 
+# Fields of a recipe that say how data is read and how a run is watched or kept: what is learned does not depend on them.
+READING = ("workers", "cache")
+WATCHING = (
+    "log_every",
+    "tensorboard",
+    "keep_last",
+    "keep_every",
+    "checkpoint_every",
+    "sheet_every",
+    "wandb",
+)
+
 
 def shipped_recipes() -> dict[str, Path]:
     """Recipes inside the package, by name ("demo/qualnet_lm")."""
@@ -330,20 +342,9 @@ def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes
         for plain in (old, new):
             # Where a run lies, how its data is read and how it is watched does not change what is learned.
             plain.pop("out", None)
-            for key in ("workers", "cache"):
+            for key in READING:
                 plain.get("data", {}).pop(key, None)
-            for key in (
-                "log_every",
-                "tensorboard",
-                "keep_last",
-                "keep_every",
-                "checkpoint_every",
-                "sheet_every",
-                "devices",
-                "nodes",
-                "timeout_seconds",
-                "wandb",
-            ):
+            for key in (*WATCHING, "devices", "nodes", "timeout_seconds"):
                 plain.get("trainer", {}).pop(key, None)
         changed = config.differences(old, new)
         if changed:

@@ -469,20 +469,9 @@ def _shared_stages(wanted: config.Recipe, other: config.Recipe, donor: Path) -> 
 
 def _same_for_all_stages(recipe: config.Recipe) -> dict[str, Any]:
     plain = config.to_plain(recipe)
-    trainer = plain["trainer"]
-    # What only says how a run is watched or kept.
-    for key in (
-        "log_every",
-        "tensorboard",
-        "keep_last",
-        "keep_every",
-        "checkpoint_every",
-        "sheet_every",
-        "wandb",
-    ):
-        trainer.pop(key)
-    for key in ("workers", "cache"):
-        plain["data"].pop(key)
+    for section, fields in (("trainer", recipes.WATCHING), ("data", recipes.READING)):
+        for key in fields:
+            plain[section].pop(key)
     return {key: plain[key] for key in ("seed", "data", "head", "trainer", "validate", "start_from")}
 
 
