@@ -14,6 +14,7 @@ from lrface.methods.base import Method, StepOutput, degrade_batch
 from lrface.methods.distil import build_teacher
 from lrface.methods.ranks import of_all_ranks, ranks
 from lrface.models.blocks import FaceBackbone
+from lrface.models.onnx_network import OnnxBackbone
 from lrface.models.onnx_teacher import OnnxTeacher
 from lrface.registry import Registry
 
@@ -39,7 +40,8 @@ class Contrastive(Method):
         encoder: backbone, the student.
         policy: the forward operator A: what the student sees.
         teacher: the name of a backbone, or a mapping of its name and arguments; ``{name: onnx, path: FILE}`` for an ONNX
-            file (:class:`~lrface.models.onnx_teacher.OnnxTeacher`). By default a network as the student's.
+            file (:class:`~lrface.models.onnx_teacher.OnnxTeacher`, or a PyTorch network where the student is one of an
+            ONNX file and starts from it). By default a network as the student's, with its weights where a file has them.
         variant: student_teacher (the paper's), student_student, student_both, nt_xent or mse.
         temperature: tau, 0.1 in the paper.
         start: "teacher" copies the teacher's weights to the student once they are loaded, as in the paper, unless the
@@ -71,7 +73,7 @@ class Contrastive(Method):
             raise UsageError(f"method.start must be {' or '.join(STARTS)}; found {start!r}")
         self.encoder: FaceBackbone = encoder
         self.policy = policy
-        self.teacher = _build(teacher, encoder).requires_grad_(False)
+        self.teacher = _build(teacher, encoder, start).requires_grad_(False)
         self.variant, self.temperature, self.start, self.chunk = variant, temperature, start, chunk
         for what, own, wanted in (
             ("pixels of a side", encoder.input_size, self.teacher.input_size),
@@ -123,10 +125,12 @@ class Contrastive(Method):
         return StepOutput(found.loss, {**logs, "similarity": -scale * found.pull.detach()})
 
 
-def _build(teacher: Any, encoder: FaceBackbone) -> FaceBackbone:
+def _build(teacher: Any, encoder: FaceBackbone, start: str) -> FaceBackbone:
     if teacher is None:
         return copy.deepcopy(encoder)
-    if isinstance(teacher, Mapping) and teacher.get("name") in TEACHERS.names():
+    # A student that is an ONNX file's network can start from such a teacher's weights only where it is one as well.
+    same = isinstance(encoder, OnnxBackbone) and start == "teacher"
+    if not same and isinstance(teacher, Mapping) and teacher.get("name") in TEACHERS.names():
         return TEACHERS.build(**teacher)
     return build_teacher(teacher)
 

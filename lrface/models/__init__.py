@@ -17,6 +17,7 @@ from lrface.models.irevnet import BLOCKS, IRevNet, IRevNetInverse
 from lrface.models.library import TimmBackbone, TorchvisionBackbone
 from lrface.models.madry_mnist import MadryMnist
 from lrface.models.mobilefacenet import MobileFaceNet
+from lrface.models.onnx_network import OnnxBackbone
 from lrface.models.open_clip import OpenClipBackbone
 from lrface.models.per_example import CorruptionNetwork, load_published
 from lrface.models.preact_resnet import PreActivationResNet
@@ -37,6 +38,7 @@ for _depth in LAYERS:
 BACKBONES.register("torchvision", TorchvisionBackbone)
 BACKBONES.register("timm", TimmBackbone)
 BACKBONES.register("open_clip", OpenClipBackbone)
+BACKBONES.register("onnx", OnnxBackbone)
 for _model in ("resnet18", "resnet50", "resnext101_32x8d"):
     BACKBONES.register(_model, partial(TorchvisionBackbone, model=_model))
 BACKBONES.register("irevnet", IRevNet)

@@ -1,5 +1,7 @@
 """What every network shares: input normalisation inside the model and the interface of a face backbone."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,6 +62,10 @@ class FaceBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.embed(self.features(x))
+
+    def described(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What a card says it is built with again, wherever that is; ``arguments`` are those it was built with."""
+        return arguments
 
 
 def initialise(module: nn.Module) -> None:

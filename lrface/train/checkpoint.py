@@ -41,6 +41,9 @@ def make_card(architecture: dict[str, Any], encoder: nn.Module, training: dict[s
         encoder: the network, for its embedding, input size and channels.
         training: what it was trained on and how; free form, JSON.
     """
+    if isinstance(encoder, FaceBackbone):
+        described = encoder.described(architecture.get("arguments", {}))
+        architecture = {**architecture, "arguments": described}
     return {
         "format": "lrface-model",
         "version": 1,
