@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lrface.benchmarks.robustness import imagenet_classes
-from lrface.embed import _first_line, _is_module_function, _made_by_user, _onnx_session, described_beside
+from lrface.embed.networks import (
+    _first_line,
+    _is_module_function,
+    _made_by_user,
+    _onnx_session,
+    described_beside,
+)
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import read_json
 from lrface.models.blocks import channels_last

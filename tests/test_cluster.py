@@ -150,7 +150,7 @@ def test_embedding_gives_the_same_file(cluster, photographs, tmp_path, monkeypat
     encoder = build_backbone("mobilefacenet", embedding_size=16).eval()
     card = make_card({"name": "mobilefacenet", "arguments": {"embedding_size": 16}}, encoder, {})
     save_model(tmp_path / "model", encoder, card)
-    monkeypatch.setattr("lrface.embed._PART_IMAGES", 40)
+    monkeypatch.setattr("lrface.embed.paths._PART_IMAGES", 40)
     monkeypatch.chdir(photographs.parent)
     threads = torch.get_num_threads()
     try:

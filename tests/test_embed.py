@@ -13,9 +13,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from lrface import FaceEmbedder, embed, load_embedder
+from lrface import FaceEmbedder, load_embedder
 from lrface.degrade.resolution import resize
-from lrface.embed import CARD_KEY, UNCALIBRATED_THRESHOLD, embed_paths, find_images, similarity
+from lrface.embed import CARD_KEY, UNCALIBRATED_THRESHOLD, embed_paths, find_images, intake, paths, similarity
 from lrface.errors import LrfaceError, UsageError
 from lrface.models import build_backbone
 from lrface.train.checkpoint import make_card, save_model
@@ -800,7 +800,7 @@ def test_folders_to_parquet(tiny, album, tmp_path):
 
 
 def test_npz_holds_the_same(tiny, album, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "_PART_IMAGES", 4)
+    monkeypatch.setattr(paths, "_PART_IMAGES", 4)
     embed_paths(tiny, [album], tmp_path / "v.parquet", progress=False)
     embed_paths(tiny, [album], tmp_path / "v.npz", progress=False)
     columns, _ = read_parquet(tmp_path / "v.parquet")
@@ -826,14 +826,14 @@ def test_faces_of_one_photograph_are_numbered(tiny, people, tmp_path):
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tiny, album, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "_PART_IMAGES", 3)
+    monkeypatch.setattr(paths, "_PART_IMAGES", 3)
     out = tmp_path / "v.parquet"
     embed_paths(tiny, [album], out, progress=False)
     whole, _ = read_parquet(out)
     out.unlink()
 
     tried = []
-    original = embed._decode
+    original = intake._decode
 
     def decode(item):
         if stop_after is not None and len(tried) >= stop_after:
@@ -841,7 +841,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny, album, tmp_path, monkeypatc
         tried.append(item.label)
         return original(item)
 
-    monkeypatch.setattr(embed, "_decode", decode)
+    monkeypatch.setattr(intake, "_decode", decode)
     stop_after = 8
     with pytest.raises(KeyboardInterrupt):
         embed_paths(tiny, [album], out, progress=False, workers=1)
@@ -872,14 +872,14 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny, album, tmp_path, monkeypatc
 
 
 def test_other_settings_do_not_take_over_parts(tiny, album, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "_PART_IMAGES", 3)
+    monkeypatch.setattr(paths, "_PART_IMAGES", 3)
     out = tmp_path / "v.parquet"
 
     def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "_merge", stop)
+        patch.setattr(paths, "_merge", stop)
         with pytest.raises(KeyboardInterrupt):
             embed_paths(tiny, [album], out, progress=False)
     embed_paths(tiny, [album], out, flip=True, progress=False)
@@ -890,9 +890,9 @@ def test_other_settings_do_not_take_over_parts(tiny, album, tmp_path, monkeypatc
 def test_nothing_to_embed(tiny, tmp_path, album):
     out = tmp_path / "v.parquet"
     (tmp_path / "void").mkdir()
-    for paths in ([], [tmp_path / "void"], [tmp_path / "absent.jpg"]):
+    for given in ([], [tmp_path / "void"], [tmp_path / "absent.jpg"]):
         with pytest.raises(LrfaceError, match="no images found in"):
-            embed_paths(tiny, paths, out, progress=False)
+            embed_paths(tiny, given, out, progress=False)
     out.write_text("older")
     with pytest.raises(LrfaceError, match="none of 2 images gave a face.*failures.csv has the reasons"):
         embed_paths(tiny, [album / "broken.jpg", album / "blank.png"], out, progress=False)
