@@ -137,6 +137,9 @@ class Stage:
         disk, in a first stage too; ``{path: RUN, from: head, to: teacher_head}`` what it was trained with.
     backbone: the network of this stage, where it is not the recipe's.
     steps or epochs: exactly one.
+    share: of each class's images, above 0 to 1, that the stage trains on, one image at least: few labels. Epochs are of
+        these images. Drawn with ``share_seed``, by default the recipe's seed; `lrface probe --labels SHARE --seed SEED`
+        takes the same ones.
     accumulate, ema: see lrface.train.trainer.Stage.
     """
 
@@ -147,6 +150,8 @@ class Stage:
     backbone: Named | None = None
     steps: int | None = None
     epochs: float | None = None
+    share: float = 1.0
+    share_seed: int | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
     accumulate: int = 1
@@ -374,6 +379,10 @@ def parse_recipe(raw: Any, overrides: typing.Sequence[str] = ()) -> Recipe:
             raise UsageError(f"{where}: give exactly one of steps and epochs")
         if not 0 < (stage.epochs if stage.steps is None else stage.steps) < float("inf"):  # type: ignore[operator]
             raise UsageError(f"{where}: steps or epochs must be above 0")
+        if not 0 < stage.share <= 1:
+            raise UsageError(f"{where}.share must be above 0 and at most 1; found {stage.share}")
+        if stage.share_seed is not None and stage.share_seed < 0:
+            raise UsageError(f"{where}.share_seed must be at least 0; found {stage.share_seed}")
         for number, entry in enumerate(stage.load):
             if index == 0 and not (isinstance(entry, dict) and "path" in entry):
                 raise UsageError(

@@ -56,9 +56,9 @@ def profile_recipe(
     optimiser, schedule = stage_settings(stage)
     method = build_method(recipe, stage, len(source.identities))
     trainer = build_trainer(recipe, show_progress, say)
-    epoch_images = images_of_epoch(recipe, source)
+    epoch_images = images_of_epoch(recipe, source, stage)
     method.epoch_steps = epoch_images // batch_size
-    dataset = TrainingImages(recipe, source, [method], show_progress, data).of(method)
+    dataset = TrainingImages(recipe, source, [method], show_progress, data).of(method, stage)
     folder = Path(recipe.out or f"runs/{recipe.name}") / "profile"
     planned = Stage(
         stage.name,
@@ -99,7 +99,7 @@ def replay_failed(
     source, name = build_source(recipe, data)
     source, _ = training_faces(recipe, source, name, say)
     method = build_method(recipe, stage, len(source.identities))
-    method.epoch_steps = images_of_epoch(recipe, source) // recipe.data.batch_size
+    method.epoch_steps = images_of_epoch(recipe, source, stage) // recipe.data.batch_size
     recipe.trainer.compile = False
     return build_trainer(recipe, False, say).replay(method, path)
 

@@ -39,6 +39,7 @@ from lrface.benchmarks.locate import cache_root
 from lrface.benchmarks.robustness import class_subset
 from lrface.corrupt import named_set
 from lrface.degrade.policies import POLICIES, build_policy, one_thread
+from lrface.data.subset import label_rows
 from lrface.degrade.policy import Policy, rows_of
 from lrface.errors import LrfaceError, UsageError
 from lrface.features import Network, open_data, open_networks, parse_named
@@ -233,15 +234,6 @@ def fit_linear(
                 F.cross_entropy(layer(features[rows]), labels[rows]).backward()
                 optimiser.step()
     return layer.requires_grad_(False)
-
-
-def label_rows(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Places of a share of each class (one image at least), ascending; a smaller share's are among a larger one's."""
-    chosen = []
-    for label in np.unique(labels):
-        own = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
-        chosen.append(own[: max(1, round(share * len(own)))])
-    return np.sort(np.concatenate(chosen))
 
 
 # ---------------------------------------------------------------------------------------------------------- images

@@ -12,7 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lrface import config
 from lrface.data.crop import CROPS, RandomResizedCrop
@@ -20,7 +22,7 @@ from lrface.data.dataset import CachedDataset, CroppedDataset, FaceDataset, batc
 from lrface.data.joined import JoinedSource
 from lrface.data.sampling import EpochOrders, Sampling
 from lrface.data.source import FaceSource, check_source, open_source
-from lrface.data.subset import choose_classes, drop_small_identities
+from lrface.data.subset import ChosenDataset, choose_classes, drop_small_identities, label_rows
 from lrface.degrade.policies import build_policy
 from lrface.degrade.policy import Policy, ResolutionPolicy
 from lrface.errors import LrfaceError, UsageError
@@ -318,9 +320,24 @@ def stage_steps(stage: config.Stage, images: int, batch_size: int) -> int:
     return max(1, round(stage.epochs * (images // batch_size)))
 
 
-def images_of_epoch(recipe: config.Recipe, source: FaceSource) -> int:
-    """Images that the sampling shows in an epoch. Raises LrfaceError where the data does not give it one batch."""
-    return EpochOrders(sampling_settings(recipe), source.labels, recipe.seed).length
+def stage_rows(recipe: config.Recipe, stage: config.Stage, source: FaceSource) -> NDArray[np.int64]:
+    """Which images ``stage`` trains on, int64 [n], ascending: all but where it has a ``share``."""
+    if stage.share == 1:
+        return np.arange(len(source))
+    seed = recipe.seed if stage.share_seed is None else stage.share_seed
+    return label_rows(np.asarray(source.labels), stage.share, seed)
+
+
+def images_of_epoch(recipe: config.Recipe, source: FaceSource, stage: config.Stage) -> int:
+    """Images that the sampling shows in an epoch of ``stage``. Raises LrfaceError where they do not give it one batch."""
+    labels = np.asarray(source.labels)[stage_rows(recipe, stage, source)]
+    found = EpochOrders(sampling_settings(recipe), labels, recipe.seed).length
+    if stage.share < 1 and found < recipe.data.batch_size:
+        raise LrfaceError(
+            f"stage {stage.name!r}: its share of {stage.share:g} is {found} images, fewer than one batch of "
+            f"{recipe.data.batch_size}; set data.batch_size={found} or less, or a larger share"
+        )
+    return found
 
 
 def _prepare_out(recipe: config.Recipe, out: Path, restart: bool, accept_changes: bool) -> None:
@@ -442,10 +459,12 @@ def _run(
                     "validate out, or train that network in a recipe of its own and load it with {path: RUN}"
                 )
         validation.check_input_size(methods[0].encoder.input_size)  # type: ignore[arg-type]
-    epoch_images = images_of_epoch(recipe, source)
-    steps = [stage_steps(stage, epoch_images, batch_size) for stage in recipe.stages]
-    for method in methods:
-        method.epoch_steps = epoch_images // batch_size
+    epochs = [images_of_epoch(recipe, source, stage) for stage in recipe.stages]
+    steps = [
+        stage_steps(stage, count, batch_size) for stage, count in zip(recipe.stages, epochs, strict=True)
+    ]
+    for method, count in zip(methods, epochs, strict=True):
+        method.epoch_steps = count // batch_size
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a run needs a directory: choose another place with out=DIR")
     with ExitStack() as stack:
@@ -532,7 +551,6 @@ def _run_stages(
         f"{recipe.name}: {images} images of {identities} identities from {source_name}, {recipe.backbone.name}, "
         f"{trainer.device}, {trainer.precision}{', compiled' if trainer.compile else ''} -> {out}"
     )
-    epoch_images = images_of_epoch(recipe, source)
     watch = Watch(recipe, source, held_out, trainer, say)
     before: Path | None = None
     for index, (stage, method) in enumerate(zip(recipe.stages, methods, strict=True)):
@@ -548,7 +566,7 @@ def _run_stages(
             continue
         else:
             say(f"stage {stage.name}: resumes from {newest}")
-        dataset = pictures.of(method)
+        dataset = pictures.of(method, stage)
         # Each stage has its own order and augmentation; stage 1 of two recipes with one seed is alike.
         stage_seed = recipe.seed * 1000 + index
         seed_random(stage_seed)
@@ -562,7 +580,7 @@ def _run_stages(
                 "method": stage.method.name,
                 "seed": recipe.seed,
                 "data": source_name,
-                "images": images,
+                "images": len(dataset),
                 "identities": identities,
                 **_class_names(recipe, source),
                 **watch.card,
@@ -579,7 +597,7 @@ def _run_stages(
                 folder,
                 card,
                 optimiser,
-                schedule.in_steps(epoch_images // batch_size),
+                schedule.in_steps(images_of_epoch(recipe, source, stage) // batch_size),
                 accumulate=stage.accumulate,
                 ema=stage.ema,
                 observer=watch.observer(stage, method, steps, stage_seed),
@@ -830,8 +848,15 @@ class TrainingImages:
 
             self.stylised = StylisedSource(source, find_data(recipe.data.stylised, root))
 
-    def of(self, method: Method) -> FaceDataset:
-        """The images for ``method``, with their stylised versions where it takes them."""
+    def of(self, method: Method, stage: config.Stage | None = None) -> FaceDataset:
+        """The images for ``method``, those of ``stage``'s share where it has one, with their stylised versions where it
+        takes them."""
+        dataset = self._all(method)
+        if stage is None or stage.share == 1:
+            return dataset
+        return ChosenDataset(dataset, stage_rows(self.recipe, stage, self.source))
+
+    def _all(self, method: Method) -> FaceDataset:
         if self._plain is None:
             self._plain = open_dataset(self.recipe, self.source, method, self.show_progress)
         if self.stylised is None or "stylised" not in method.needs:

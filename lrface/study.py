@@ -69,6 +69,8 @@ class Row:
         overrides: "dotted.key=value", as behind `lrface train`.
         length: times the schedule of every stage, for controls.
         paper: the row's key among the paper's numbers, where it is another one.
+        share: of each class's images, that the last stage trains on, for as many steps as with all of them. Drawn with
+            seed 0, as those of a probe are by default.
     """
 
     key: str
@@ -77,6 +79,7 @@ class Row:
     overrides: tuple[str, ...] = ()
     length: float = 1.0
     paper: str = ""
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -341,7 +344,8 @@ def run_overrides(row: Row, seed: int, options: Options) -> list[str]:
 def row_overrides(row: Row, options: Options) -> list[str]:
     """The overrides of a row without seed and place: the schedule's length, those of all rows, its own."""
     found = list(options.overrides)
-    for number, stage in enumerate(recipes.load_recipe(row.recipe, options.overrides).stages):
+    stages = recipes.load_recipe(row.recipe, options.overrides).stages
+    for number, stage in enumerate(stages):
         steps = stage.steps if options.epochs is None else None
         epochs = stage.epochs if options.steps is None else None
         if options.steps is not None:
@@ -373,6 +377,10 @@ def train_run(
     Returns:
         The run's summary.json.
 
+        if row.share < 1 and number == len(stages) - 1:
+            found += [f"stages.{number}.share={row.share}", f"stages.{number}.share_seed=0"]
+            if epochs is not None:
+                found.append(f"stages.{number}.epochs={epochs * row.length / row.share}")
     Raises:
         LrfaceError: the run failed, or was stopped before its end.
     """

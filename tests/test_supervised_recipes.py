@@ -1,12 +1,19 @@
 """The end-to-end baselines of contrastive inversion: they build, tune encoder and head, and are judged beside probes."""
 
+import numpy as np
 import pytest
 import torch
 from test_classification_recipes import write_images
 
+from lrface import recipes
+from lrface.benchmarks.image_sets import check_labels
+from lrface.data.source import open_source
+from lrface.data.subset import label_rows
+from lrface.errors import LrfaceError
+from lrface.features import open_data
 from lrface.probe import run_probe
 from lrface.recipes import build_method, check_loads, load_recipe, run_recipe, stage_settings
-from lrface.train.checkpoint import load_parts
+from lrface.train.checkpoint import load_model, load_parts
 
 NAMES = ["mask", "noise", "blur"]
 
@@ -24,6 +31,38 @@ def test_they_have_the_papers_settings(name):
         torch.rand(4, 3, 32, 32), policy.sample(4, 32, torch.Generator().manual_seed(0))
     )
     assert bool((degraded != hq).flatten(1).any(1).all())
+
+
+def test_a_share_of_the_labels_is_that_of_a_probe(tmp_path, monkeypatch):
+    """Ten epochs of a tenth are as many steps as one of all; the first stage has all images."""
+    write_images(tmp_path / "cifar10" / "train.parquet", 200)
+    overrides = ["backbone.width=4", "data.batch_size=10", "trainer.device=cpu", "trainer.threads=1"]
+    overrides += ["trainer.tensorboard=false", "stages.0.schedule.warmup_steps=0", "stages.0.epochs=1"]
+    overrides += ["stages.1.epochs=3", "stages.1.share=0.1", "seed=3", f"out={tmp_path / 'run'}"]
+    seen: list[list[int]] = []
+
+    def watched(recipe, dataset, seed, trainer):
+        rows = getattr(dataset, "rows", np.arange(len(dataset)))
+        seen.append(rows.tolist())
+        return stream(recipe, dataset, seed, trainer)
+
+    stream = recipes.image_stream
+    monkeypatch.setattr(recipes, "image_stream", watched)
+    summary = run_recipe(
+        load_recipe("cifar10/supervised_noise", overrides), data=tmp_path, show_progress=False
+    )
+    assert [stage["steps"] for stage in summary.stages] == [20, 6]
+    images = open_data(tmp_path / "cifar10" / "train.parquet", None, False)
+    assert seen[0] == list(range(200)) and seen[1] == label_rows(check_labels(images), 0.1, seed=3).tolist()
+    assert load_model(tmp_path / "run")[1]["training"]["images"] == 20
+    pinned = load_recipe("cifar10/supervised_noise", [*overrides, "stages.1.share_seed=0"])
+    rows = recipes.stage_rows(pinned, pinned.stages[1], open_source(tmp_path / "cifar10" / "train.parquet"))
+    assert rows.tolist() == label_rows(check_labels(images), 0.1, seed=0).tolist() != seen[1]
+    small = load_recipe("cifar10/supervised_noise", [*overrides, "data.batch_size=32", "out=x"])
+    with pytest.raises(
+        LrfaceError, match="stage 'supervised': its share of 0.1 is 20 images, fewer than one"
+    ):
+        run_recipe(small, data=tmp_path, show_progress=False)
 
 
 def test_a_baseline_trains_and_is_judged_with_its_own_head(tmp_path):

@@ -1,9 +1,13 @@
-"""Some identities of a source as a source of their own."""
+"""Some identities of a source as a source of their own, and a share of each one's images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from lrface.data.dataset import FaceDataset, SeededBatch
 from lrface.data.source import FaceSource
 from lrface.errors import LrfaceError
 
@@ -40,6 +44,40 @@ class IdentitySubset:
     def sources(self) -> list[str]:
         names = self.source.sources()
         return [names[index] for index in self.indices.tolist()]
+
+
+def label_rows(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Places of a share of each class (one image at least), ascending; a smaller share's are among a larger one's.
+
+    Probes and training draw alike: from labels that are numbered alike, the same places.
+
+    Args:
+        labels: int64 [n], of all images.
+        share: above 0 to 1.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        own = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
+        chosen.append(own[: max(1, round(share * len(own)))])
+    return np.sort(np.concatenate(chosen))
+
+
+class ChosenDataset(FaceDataset):
+    """Batches of the images ``rows``, int64 [k], of ``dataset``: they are decoded and kept as it does."""
+
+    def __init__(self, dataset: FaceDataset, rows: NDArray[np.int64]):
+        super().__init__(dataset.source, dataset.size, dataset.channels)
+        self.dataset, self.rows, self.seeded = dataset, rows, dataset.seeded
+        self.labels = self.labels[torch.from_numpy(rows)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        chosen = self.rows[list(indices)].tolist()
+        if isinstance(indices, SeededBatch):
+            chosen = SeededBatch(chosen, indices.seed, indices.first, indices.whole)
+        return self.dataset.__getitems__(chosen)
 
 
 def choose_classes(source: FaceSource, names: Sequence[str], name: str, option: str) -> FaceSource:

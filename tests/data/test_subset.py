@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from lrface.data.crop import RandomResizedCrop
+from lrface.data.dataset import CachedDataset, CroppedDataset, batches
 from lrface.data.source import FaceSource, check_source
-from lrface.data.subset import IdentitySubset, drop_small_identities
+from lrface.data.subset import ChosenDataset, IdentitySubset, drop_small_identities, label_rows
 from lrface.errors import LrfaceError
 
 
@@ -49,3 +51,17 @@ def test_small_identities_are_dropped_and_counted():
         LrfaceError, match="data: 0 of 4 identities have at least data.sampling.minimum=4 .*has 3"
     ):
         drop_small_identities(source, 4, "data")
+
+
+def test_chosen_images_come_as_their_dataset_gives_them():
+    source = Numbers([0, 1] * 20)
+    rows = label_rows(source.labels, 0.3, seed=0)
+    assert len(rows) == 12 and np.bincount(source.labels[rows]).tolist() == [6, 6]
+    chosen = ChosenDataset(CachedDataset(source, 2, show_progress=False), rows)
+    assert len(chosen) == 12 and chosen.labels.tolist() == source.labels[rows].tolist()
+    seen = np.concatenate([batch["image"][:, 0, 0, 0].numpy() for batch in batches(chosen, 4, 0, 0, 3)])
+    assert sorted(seen.tolist()) == rows.tolist()
+    # What is drawn for a batch is drawn for its places, and reaches the dataset that cuts.
+    cut = ChosenDataset(CroppedDataset(source, 4, RandomResizedCrop()), rows)
+    for one, other in zip(batches(cut, 4, 0, 0, 3), batches(chosen, 4, 0, 0, 3), strict=True):
+        assert one["image"][:, 0, 0, 0].tolist() == other["image"][:, 0, 0, 0].tolist()

@@ -27,7 +27,7 @@ def script():
 def test_rows_are_recipes_and_every_printed_number_has_its_row(script, table):
     rows = script.rows(table)
     keys = [row.key for row in rows]
-    assert len(set(keys)) == len(keys) == {"1": 16, "7": 3, "8": 3, "9": 8, "10": 4, "13": 8}[table]
+    assert len(set(keys)) == len(keys) == {"1": 24, "7": 3, "8": 3, "9": 8, "10": 4, "13": 8}[table]
     for row in rows:
         recipe = recipes.load_recipe(row.recipe, row.overrides)
         assert recipes.stage_policy(recipe.stages[-1]).clean_share == 0
@@ -47,6 +47,40 @@ def test_the_papers_numbers_stand_in_their_rows(script):
         "contrastive-mask90": 20.39,
     }
     assert script.columns("13")[0].paper["contrastive-blur21"] == 51.20
+
+
+def test_a_tenth_of_the_labels_for_as_many_steps(script, tmp_path):
+    """Of the images that probes of 10 % take, after the same teacher; in the columns of 10 %."""
+    from lrface import study
+
+    given = ["--set", "stages.1.epochs=3", "--runs", str(tmp_path)]
+    options = study.study_options("", "x", {"cifar10": script.rows("1")}, given)
+    rows = {row.key: row for row in options.rows}
+    full, tenth = (
+        recipes.load_recipe(rows[key].recipe, study.run_overrides(rows[key], 1, options))
+        for key in ("supervised-mask75", "supervised10-mask75")
+    )
+    assert study._same_for_all_stages(full) == study._same_for_all_stages(tenth)
+    assert study._what_is_learned(full, full.stages[0]) == study._what_is_learned(tenth, tenth.stages[0])
+    last = tenth.stages[-1]
+    assert (last.share, last.share_seed, full.stages[-1].share) == (0.1, 0, 1.0)
+    assert last.degrade == full.stages[-1].degrade and last.degrade.arguments["missing"] == 0.75
+    steps = recipes.stage_steps(full.stages[-1], 50_000, 128), recipes.stage_steps(last, 5_000, 128)
+    assert steps == (1170, 1170)
+    # In steps as they are.
+    options = study.study_options("", "x", {"cifar10": script.rows("1")}, ["--steps", "7"])
+    found = study.row_overrides(rows["supervised10-mask75"], options)
+    assert "stages.1.steps=7" in found and "stages.1.epochs=null" in found
+    own = {
+        "name": "student",
+        "classifier": "own head",
+        "labels": 0.1,
+        "test_degrade": {},
+        "top1": {"mean": 5.0},
+    }
+    titles = {column.title: column.figure for column in script.columns("1")}
+    assert titles["top-1, 10 % of the labels (%)"]({"results": [own]}) == 5.0
+    assert titles["top-1 (%)"]({"results": [own]}) is None
 
 
 def test_students_and_baselines_share_their_teacher(script):
@@ -75,7 +109,7 @@ SLOW = [
 def test_the_script_trains_probes_and_writes(table, key, tmp_path):
     for name in ("train", "test"):
         write_images(tmp_path / "data" / "cifar10" / f"{name}.parquet", 40)
-    rows = [f"contrastive-{key}", *([f"supervised-{key}"] if table == "1" else [])]
+    rows = [f"contrastive-{key}", *([f"supervised10-{key}"] if table == "1" else [])]
     command = [
         sys.executable,
         str(SCRIPT),
