@@ -1,0 +1,117 @@
+"""A recogniser on disk made to bear low resolutions, by paper 002 and by others with the same time: LFW at 112, 56, 28 and
+14 pixels, and 112 against each.
+
+    python eval/recogniser_finetuned.py --recogniser recogniser.onnx --data DATA
+
+Every row starts from the file's weights and trains on celeba300_112. Schedules are as long as half an hour of two idle cores
+takes: a step of the contrastive student also asks the teacher.
+"""
+
+import argparse
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
+from lrface.errors import errors_for_users
+from lrface.models.onnx_network import OnnxBackbone
+from lrface.study import Column, Evaluation, Figures, Row, kept, markdown, run_study, study_options
+from lrface.train.checkpoint import load_model
+
+SIZES = (112, 56, 28, 14)
+PAIRS = [(size, size) for size in SIZES] + [(SIZES[0], size) for size in SIZES[1:]]
+TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "float32"}
+
+
+def rows(recogniser: Path) -> tuple[Row, ...]:
+    start = (f"backbone.path={recogniser}",)
+    return (
+        Row("contrastive", "contrastive student, no labels (paper 002)", "celeba300/contrastive_onnx", start),
+        Row("naive", "naive augmentation, CosFace", "celeba300/naive_onnx", start),
+    )
+
+
+def evaluation(recogniser: Path, runs: Path, benchmark: Callable[[], VerificationSet]) -> Evaluation:
+    """Accuracy of a run's network at every size, and of the file as it is beside it."""
+
+    def of_network(encoder: nn.Module) -> dict[str, Any]:
+        encoder = encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if shutil.which("c++"):
+            encoder.compile()
+        run = evaluate_verification(
+            lambda images: encoder(images.contiguous(memory_format=torch.channels_last)),
+            benchmark(),
+            SIZES,
+            flip=True,
+            down=TESTING["down"],
+            up=TESTING["up"],
+            batch_size=128,
+            cross=True,
+        )
+        return {f"{row['gallery_size']}x{row['probe_size']}": row["accuracy"] for row in run.rows}
+
+    def before() -> dict[str, Any]:
+        network = OnnxBackbone(str(recogniser))
+        network.start()
+        return {"figures": of_network(network)}
+
+    def measure(folder: Path) -> Figures:
+        key = {"file_sha256": hashlib.sha256(recogniser.read_bytes()).hexdigest(), "testing": TESTING}
+        return {
+            "before": kept(runs / "before.json", key, before)["figures"],
+            "after": of_network(load_model(folder)[0]),
+        }
+
+    return Evaluation("lfw", TESTING, measure, {"test": "LFW View 2, 6,000 pairs"})
+
+
+COLUMNS = tuple(
+    Column(f"{gallery}x{probe}", lambda figures, name=f"{gallery}x{probe}": figures["after"][name])  # type: ignore[misc]
+    for gallery, probe in PAIRS
+)
+
+
+def table(rows: Sequence[Row], results: list[dict[str, Any]]) -> str:
+    """The table of all rows, with the file as it is in front."""
+    lines = markdown(rows, results, COLUMNS).splitlines()
+    figures = results[0]["evaluation"]["before"]
+    cells = [f"{figures[column.title]:.2f}" for column in COLUMNS]
+    untouched = f"| the recogniser as it is | - | 0 | {' | '.join(cells)} |"
+    return "\n".join([*lines[:2], untouched, *lines[2:]]) + "\n"
+
+
+if __name__ == "__main__":
+    with errors_for_users():
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--recogniser", type=Path, required=True, help="an .onnx file")
+        parser.add_argument("--lfw", type=Path, help="LFW aligned by `lrface align`, to spare its alignment")
+        own, arguments = parser.parse_known_args()
+        options = study_options(
+            __doc__,
+            "recogniser_finetuned",
+            {"celeba300": rows(own.recogniser)},
+            arguments,
+            family="recogniser",
+        )
+
+        @functools.cache
+        def benchmark() -> VerificationSet:
+            if own.lfw is None:
+                return load_benchmark("lfw", data=options.data)
+            root = options.data or Path(os.environ["LRFACE_DATA"])
+            return load_benchmark(own.lfw, pairs=root / "lfw" / "pairs.txt")
+
+        run_study(
+            "A recogniser from disk made to bear low resolutions",
+            options,
+            evaluation(own.recogniser, options.runs, benchmark),
+            COLUMNS,
+            table=table,
+        )
