@@ -90,13 +90,15 @@ def table(rows: Sequence[Row], results: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     with errors_for_users():
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--recogniser", type=Path, required=True, help="an .onnx file")
+        parser.add_argument("--recogniser", type=Path, help="an .onnx file")
         parser.add_argument("--lfw", type=Path, help="LFW aligned by `lrface align`, to spare its alignment")
         own, arguments = parser.parse_known_args()
+        if own.recogniser is None and not {"-h", "--help"} & set(arguments):
+            parser.error("--recogniser FILE.onnx is missing")
         options = study_options(
             __doc__,
             "recogniser_finetuned",
-            {"celeba300": rows(own.recogniser)},
+            {"celeba300": rows(own.recogniser or Path("FILE"))},
             arguments,
             family="recogniser",
         )
