@@ -9,6 +9,8 @@ import typer
 
 import lrface
 from lrface.errors import errors_for_users
+from lrface.gallery_cli import gallery_app
+from lrface.serve_cli import serve, ui
 
 app = typer.Typer(
     help="Face recognition for faces of any resolution: align, train, verify, embed, compare.",
@@ -1524,6 +1526,9 @@ data_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(gallery_app, name="gallery")
+app.command()(serve)
+app.command()(ui)
 
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that decode; default: one a core.")]
 
