@@ -7,7 +7,7 @@ and in [0, 1].
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lrface.benchmarks.perturbation import finite, median_size
-from lrface.benchmarks.report import format_columns
+from lrface.benchmarks.report import Findings, format_columns
 from lrface.degrade.adversarial import Attack as AdaSettings
 from lrface.degrade.adversarial import perturb
 from lrface.errors import LrfaceError, UsageError
@@ -303,8 +303,7 @@ def parse_trials(text: str) -> list[Trial]:
     return [Trial(names, norm, size) for size in sizes]
 
 
-@dataclass
-class TrialRun:
+class TrialRun(Findings):
     """Classifiers under attack.
 
     Attributes:
@@ -314,13 +313,6 @@ class TrialRun:
             look for the smallest distance also ``median``, over all images, of which those wrong when clean count as 0
             (None for infinity, where most are never fooled).
     """
-
-    about: dict[str, Any]
-    results: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints; the same call gives the same bytes."""
-        return {**self.about, "results": self.results}
 
     def to_text(self) -> str:
         """What is printed."""

@@ -27,6 +27,7 @@ from lrface.benchmarks.image_sets import ImageSet, SourceImages, batches, check_
 from lrface.benchmarks.images import open_images as open_faces
 from lrface.benchmarks.locate import KNOWN_BENCHMARKS, locate_benchmark
 from lrface.benchmarks.page import short_names
+from lrface.benchmarks.report import Findings
 from lrface.benchmarks.robustness import BENCHMARKS, Kind
 from lrface.corrupt import named_set
 from lrface.degrade.resolution import check_kernel
@@ -52,8 +53,8 @@ PERPLEXITY = 30.0
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-@dataclass
-class FeatureRun:
+@dataclass(kw_only=True)
+class FeatureRun(Findings):
     """Networks on the same images, clean and degraded.
 
     Attributes:
@@ -64,16 +65,10 @@ class FeatureRun:
         places: name -> float64 [2 n, 2], t-SNE of the HQ features, then of the LQ ones; empty without a picture.
     """
 
-    about: dict[str, Any]
     labels: NDArray[np.int64]
     images: list[str]
     degraded: list[str]
-    results: list[dict[str, Any]] = field(default_factory=list)
     places: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints; the same call gives the same bytes."""
-        return {**self.about, "results": self.results}
 
     def to_text(self) -> str:
         """What is printed."""
@@ -230,9 +225,9 @@ def run_features(
             "perplexity": None if file is None else perplexity,
             "broken": [list(pair) for pair in broken],
         },
-        labels,
-        [found.names[row] for row in rows],
-        [_way(ways[number]) for number in turn],
+        labels=labels,
+        images=[found.names[row] for row in rows],
+        degraded=[_way(ways[number]) for number in turn],
     )
     steps = points * len(networks)
     with progress(steps, f"features of {found.origin}", unit="images", enabled=show_progress) as bar:

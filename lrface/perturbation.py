@@ -6,7 +6,7 @@ it (paper 004, sections 3.2.1 and 4.3, Tables 2 and 3).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lrface.benchmarks.image_sets import ImageSet, batches, check_labels, open_images, prepare
 from lrface.benchmarks.perturbation import finite, lengths, median_size, size_figures, smallest_gamma
+from lrface.benchmarks.report import Findings
 from lrface.benchmarks.robustness import BENCHMARKS, Kind
 from lrface.classifiers import Classifier, open_classifier
 from lrface.data.decode import BrokenImage
@@ -273,23 +274,15 @@ def smallest_sizes(
     return Smallest(np.concatenate(gammas), np.concatenate(sizes))
 
 
-@dataclass
-class PerturbationRun:
+class PerturbationRun(Findings):
     """Classifiers under noise.
 
     Attributes:
         about: ``origin, images, prepared_as, size, channels, seeds, generator, broken``.
         results: of each model ``model, model_sha256, clean_accuracy`` and ``noises``: by name what
             :func:`lrface.benchmarks.perturbation.size_figures` gives, for adversarial noise also ``epsilon`` and ``losses``
-            (mean cross-entropy of the first and of the last tenth of the steps, for each generator).
+            (mean cross-entropy of the first and of the last tenth of the steps, for each generator). Infinity is None.
     """
-
-    about: dict[str, Any]
-    results: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints; infinity is null."""
-        return {**self.about, "results": self.results}
 
     def to_text(self) -> str:
         """What is printed."""

@@ -36,10 +36,11 @@ import lrface
 from lrface.benchmarks.image_sets import FileImages, ImageSet, SourceImages, batches, check_labels
 from lrface.benchmarks.imagenet_lists import IMAGENET_100_SHIFT
 from lrface.benchmarks.locate import cache_root
+from lrface.benchmarks.report import Findings
 from lrface.benchmarks.robustness import class_subset
 from lrface.corrupt import named_set
-from lrface.degrade.policies import POLICIES, build_policy, one_thread
 from lrface.data.subset import label_rows
+from lrface.degrade.policies import POLICIES, build_policy, one_thread
 from lrface.degrade.policy import Policy, rows_of
 from lrface.errors import LrfaceError, UsageError
 from lrface.features import Network, open_data, open_networks, parse_named
@@ -556,8 +557,7 @@ def _splits(
 # ----------------------------------------------------------------------------------------------------------- running
 
 
-@dataclass
-class ProbeRun:
+class ProbeRun(Findings):
     """What a probe found.
 
     Attributes:
@@ -567,13 +567,6 @@ class ProbeRun:
             "own head", or the name of the network whose probe it is), ``labels, training_images, test_degrade`` and
             for each of :data:`FIGURES` ``mean, standard_error, values``.
     """
-
-    about: dict[str, Any]
-    results: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints; the same call gives the same bytes."""
-        return {**self.about, "results": self.results}
 
     def to_text(self) -> str:
         """What is printed."""

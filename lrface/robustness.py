@@ -28,6 +28,7 @@ from lrface.benchmarks.image_sets import (
     store_lossy,
 )
 from lrface.benchmarks.page import ReportModel
+from lrface.benchmarks.report import Findings
 from lrface.benchmarks.robustness import (
     BENCHMARKS,
     MISSING,
@@ -51,7 +52,7 @@ from lrface.registry import nearest
 
 
 @dataclass
-class RobustnessRun:
+class RobustnessRun(Findings):
     """Classifiers on one benchmark.
 
     Attributes:
@@ -63,13 +64,7 @@ class RobustnessRun:
         models: how each was prepared.
     """
 
-    about: dict[str, Any]
-    results: list[dict[str, Any]] = field(default_factory=list)
     models: list[ReportModel] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints; the same call gives the same bytes."""
-        return {**self.about, "results": self.results}
 
     def to_text(self) -> str:
         """What is printed."""

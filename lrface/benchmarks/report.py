@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,31 @@ from lrface.files import atomic_file, write_text
 
 Rows = Sequence[Mapping[str, Any]]
 """Rows of :func:`lrface.benchmarks.verification.evaluate_verification`."""
+
+
+@dataclass
+class Findings:
+    """What a command found.
+
+    Attributes:
+        about: what was measured, and how.
+        results: the figures of each model.
+    """
+
+    about: dict[str, Any]
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints; the same call gives the same bytes."""
+        return {**self.about, "results": self.results}
+
+
+def left_out(broken: Sequence[tuple[str, str]], listed_in: str, what: str = "") -> list[str]:
+    """Lines that name the first 20 of the ``broken`` (name, reason); the file ``listed_in`` has them all."""
+    if not broken:
+        return []
+    lines = [f"{len(broken)} {what}left out:", *(f"  {name}: {reason}" for name, reason in broken[:20])]
+    return lines + ([f"  ... all are listed in {listed_in}"] if len(broken) > 20 else [])
 
 
 def _number(value: float | None, digits: int) -> str:
