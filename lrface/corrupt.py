@@ -35,6 +35,7 @@ from lrface.benchmarks.image_sets import (
     prepare,
     store_lossy,
 )
+from lrface.benchmarks.report import left_out
 from lrface.benchmarks.robustness import BENCHMARKS, Kind
 from lrface.data.decode import BrokenImage
 from lrface.errors import LrfaceError, UsageError
@@ -87,11 +88,7 @@ class CorruptSummary:
             f"{', '.join(map(str, self.severities))}: {self.written} written"
             + (f", {self.existing} were there" if self.existing else "")
         ]
-        if self.broken:
-            lines.append(f"{len(self.broken)} images left out:")
-            lines += [f"  {name}: {reason}" for name, reason in self.broken[:20]]
-            lines += [f"  ... all are listed in {DESCRIPTION}"] if len(self.broken) > 20 else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *left_out(self.broken, DESCRIPTION, "images ")])
 
 
 def named_set(name: str) -> Kind:

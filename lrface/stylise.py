@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrface.benchmarks.image_sets import ImageSet, decode_image, open_images
+from lrface.benchmarks.report import left_out
 from lrface.data.decode import BrokenImage
 from lrface.data.folder import SUFFIXES
 from lrface.data.stylised import stylised_name
@@ -55,11 +56,7 @@ class StyliseSummary:
             f"{self.out}: {self.images} photographs in the styles of {self.styles} pictures: {self.written} written"
             + (f", {self.existing} were there" if self.existing else "")
         ]
-        if self.broken:
-            lines.append(f"{len(self.broken)} left out:")
-            lines += [f"  {name}: {reason}" for name, reason in self.broken[:20]]
-            lines += [f"  ... all are listed in {JOB}"] if len(self.broken) > 20 else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *left_out(self.broken, JOB)])
 
 
 def stylise(
