@@ -9,15 +9,7 @@ falls; 50 % serves both.
 
 from lrface.benchmarks.published import SOURCE
 from lrface.errors import errors_for_users
-from lrface.study import (
-    Column,
-    Row,
-    clean_accuracy,
-    corruption_accuracy,
-    corruption_evaluation,
-    run_study,
-    study_options,
-)
+from lrface.study import Row, accuracy_columns, corruption_evaluation, run_study, study_options
 
 LAMBDA = "stages.quality.method.quality_weight=0.6"
 
@@ -46,6 +38,6 @@ if __name__ == "__main__":
             "QualNet Figure C.1, share of clean images in a batch",
             options,
             corruption_evaluation(options),
-            [Column("clean (%)", clean_accuracy), Column("corruptions (%)", corruption_accuracy)],
+            accuracy_columns(),
             paper=f"{SOURCE}, supplement, Figure C.1: ResNet-50, ImageNet-200",
         )

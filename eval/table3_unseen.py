@@ -9,6 +9,7 @@ The paper's upper three rows are ResNeXt-101, AugMix and ANT are ResNet-50 as th
 from lrface.benchmarks.published import SOURCE, TABLE_3, TABLE_3_CORRUPTIONS
 from lrface.errors import errors_for_users
 from lrface.study import (
+    VANILLA_NAIVE_QUALNET,
     Column,
     Row,
     accuracy_on,
@@ -17,26 +18,10 @@ from lrface.study import (
     study_options,
 )
 
-METHODS = {"vanilla": "vanilla", "naive": "naive augmentation", "qualnet": "QualNet"}
-NEXT = ("backbone.name=resnext101_32x8d",)
 SUITES = {
-    "cifar10": (
-        Row("vanilla", "vanilla (clean images only)", "cifar10/clean"),
-        Row("naive", "naive augmentation", "cifar10/corruptions"),
-        Row("qualnet", "QualNet", "cifar10/qualnet"),
-        Row("augmix", "AugMix", "cifar10/augmix"),
-    ),
+    "cifar10": (*VANILLA_NAIVE_QUALNET["cifar10"], Row("augmix", "AugMix", "cifar10/augmix")),
     "imagenet": (
-        *(
-            Row(
-                f"{key}_resnext101_32x8d",
-                f"ResNeXt-101: {label}",
-                f"imagenet/{key}_resnet50",
-                NEXT,
-                paper=key,
-            )
-            for key, label in METHODS.items()
-        ),
+        *VANILLA_NAIVE_QUALNET["imagenet"],
         Row("qualnet_resnet50", "ResNet-50: QualNet", "imagenet/qualnet_resnet50", paper="qualnet_resnet50"),
     ),
 }

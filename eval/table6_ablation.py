@@ -10,15 +10,7 @@ Every stage has the whole schedule, which is the paper's accounting; the images 
 
 from lrface.benchmarks.published import SOURCE, TABLE_6
 from lrface.errors import errors_for_users
-from lrface.study import (
-    Column,
-    Row,
-    clean_accuracy,
-    corruption_accuracy,
-    corruption_evaluation,
-    run_study,
-    study_options,
-)
+from lrface.study import Row, accuracy_columns, corruption_evaluation, run_study, study_options
 
 LAMBDA = "stages.quality.method.quality_weight=0.6"
 SUITES = {
@@ -61,9 +53,6 @@ if __name__ == "__main__":
             "QualNet Table 6, ablation of its modules",
             options,
             corruption_evaluation(options),
-            [
-                Column("clean (%)", clean_accuracy, {key: row[0] for key, row in TABLE_6.items()}),
-                Column("corruptions (%)", corruption_accuracy, {key: row[1] for key, row in TABLE_6.items()}),
-            ],
+            accuracy_columns(TABLE_6),
             paper=f"{SOURCE}, Table 6: ResNet-50, ImageNet-200",
         )

@@ -9,8 +9,8 @@ The runs are those of Table 1 and are taken from there.
 from lrface.benchmarks.published import SOURCE, TABLE_B1, TABLE_B1_COLUMNS
 from lrface.errors import errors_for_users
 from lrface.study import (
+    VANILLA_NAIVE_QUALNET,
     Column,
-    Row,
     accuracy_on,
     clean_accuracy,
     corruption_accuracy,
@@ -19,27 +19,7 @@ from lrface.study import (
     study_options,
 )
 
-METHODS = {"vanilla": "vanilla", "naive": "naive augmentation", "qualnet": "QualNet"}
-NEXT = ("backbone.name=resnext101_32x8d",)
-SUITES = {
-    "cifar10": (
-        Row("vanilla", "vanilla (clean images only)", "cifar10/clean"),
-        Row("naive", "naive augmentation", "cifar10/corruptions"),
-        Row("qualnet", "QualNet", "cifar10/qualnet"),
-    ),
-    "imagenet": (
-        *(
-            Row(
-                f"{key}_resnext101_32x8d",
-                f"ResNeXt-101: {label}",
-                f"imagenet/{key}_resnet50",
-                NEXT,
-                paper=key,
-            )
-            for key, label in METHODS.items()
-        ),
-    ),
-}
+SUITES = VANILLA_NAIVE_QUALNET
 
 if __name__ == "__main__":
     with errors_for_users():

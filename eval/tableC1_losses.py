@@ -9,15 +9,7 @@ stages.quality.method.quality.weights=FILE with --rows qualnet_perceptual.
 
 from lrface.benchmarks.published import SOURCE, TABLE_C1
 from lrface.errors import errors_for_users
-from lrface.study import (
-    Column,
-    Row,
-    clean_accuracy,
-    corruption_accuracy,
-    corruption_evaluation,
-    run_study,
-    study_options,
-)
+from lrface.study import Row, accuracy_columns, corruption_evaluation, run_study, study_options
 
 LAMBDA = "stages.quality.method.quality_weight=0.6"
 LABELS = {
@@ -50,11 +42,6 @@ if __name__ == "__main__":
             "QualNet Table C.1, quality losses",
             options,
             corruption_evaluation(options),
-            [
-                Column("clean (%)", clean_accuracy, {key: row[0] for key, row in TABLE_C1.items()}),
-                Column(
-                    "corruptions (%)", corruption_accuracy, {key: row[1] for key, row in TABLE_C1.items()}
-                ),
-            ],
+            accuracy_columns(TABLE_C1),
             paper=f"{SOURCE}, supplement, Table C.1: ResNet-50, ImageNet-200",
         )

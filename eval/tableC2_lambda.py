@@ -9,15 +9,7 @@ of the ablations, because the quality loss's gradient is a few hundredths as lon
 
 from lrface.benchmarks.published import SOURCE, TABLE_C2
 from lrface.errors import errors_for_users
-from lrface.study import (
-    Column,
-    Row,
-    clean_accuracy,
-    corruption_accuracy,
-    corruption_evaluation,
-    run_study,
-    study_options,
-)
+from lrface.study import Row, accuracy_columns, corruption_evaluation, run_study, study_options
 
 
 def rows(naive: str, qualnet: str, *further: Row) -> tuple[Row, ...]:
@@ -56,13 +48,6 @@ if __name__ == "__main__":
             "QualNet Table C.2, lambda",
             options,
             corruption_evaluation(options),
-            [
-                Column("clean (%)", clean_accuracy, {f"{key}": row[0] for key, row in TABLE_C2.items()}),
-                Column(
-                    "corruptions (%)",
-                    corruption_accuracy,
-                    {f"{key}": row[1] for key, row in TABLE_C2.items()},
-                ),
-            ],
+            accuracy_columns({f"{weight}": row for weight, row in TABLE_C2.items()}),
             paper=f"{SOURCE}, supplement, Table C.2: ResNet-50, ImageNet-200",
         )

@@ -124,6 +124,26 @@ class Column:
     paper_title: str = ""
 
 
+VANILLA_NAIVE_QUALNET = {
+    "cifar10": (
+        Row("vanilla", "vanilla (clean images only)", "cifar10/clean"),
+        Row("naive", "naive augmentation", "cifar10/corruptions"),
+        Row("qualnet", "QualNet", "cifar10/qualnet"),
+    ),
+    "imagenet": tuple(
+        Row(
+            f"{key}_resnext101_32x8d",
+            f"ResNeXt-101: {label}",
+            f"imagenet/{key}_resnet50",
+            ("backbone.name=resnext101_32x8d",),
+            paper=key,
+        )
+        for key, label in (("vanilla", "vanilla"), ("naive", "naive augmentation"), ("qualnet", "QualNet"))
+    ),
+}
+"""Rows that QualNet's Tables 3 and B.1 share, by suite."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the command line of a script said; see :func:`study_options`.
@@ -357,6 +377,10 @@ def row_overrides(row: Row, options: Options) -> list[str]:
                 f"stages.{number}.steps={'null' if steps is None else max(1, round(steps * row.length))}",
                 f"stages.{number}.epochs={'null' if epochs is None else epochs * row.length}",
             ]
+        if row.share < 1 and number == len(stages) - 1:
+            found += [f"stages.{number}.share={row.share}", f"stages.{number}.share_seed=0"]
+            if epochs is not None:
+                found.append(f"stages.{number}.epochs={epochs * row.length / row.share}")
     return [*found, *row.overrides]
 
 
@@ -377,10 +401,6 @@ def train_run(
     Returns:
         The run's summary.json.
 
-        if row.share < 1 and number == len(stages) - 1:
-            found += [f"stages.{number}.share={row.share}", f"stages.{number}.share_seed=0"]
-            if epochs is not None:
-                found.append(f"stages.{number}.epochs={epochs * row.length / row.share}")
     Raises:
         LrfaceError: the run failed, or was stopped before its end.
     """
@@ -592,6 +612,16 @@ def clean_accuracy(figures: Figures) -> float | None:
 def corruption_accuracy(figures: Figures) -> float | None:
     """Percent, mean over the 15 corruptions and 5 severities."""
     return _right(figures["mean_error"])
+
+
+def accuracy_columns(paper: Mapping[str, Sequence[float]] | None = None) -> list[Column]:
+    """Accuracy on clean images and on corruptions beside the ``paper``'s, which has both for each row."""
+    return [
+        Column(title, figure, {key: row[number] for key, row in (paper or {}).items()})
+        for number, (title, figure) in enumerate(
+            (("clean (%)", clean_accuracy), ("corruptions (%)", corruption_accuracy))
+        )
+    ]
 
 
 def error_column(options: Options, paper: Mapping[str, float]) -> Column:
