@@ -38,6 +38,20 @@ class PReLU(nn.PReLU):
         return super().forward(x)
 
 
+class StridedDepthwise(nn.Conv2d):
+    """A depthwise convolution with a stride, the same function and parameters as PyTorch's.
+
+    Its gradient in bfloat16 takes a CPU 4 to 25 times as long as in float32: where a CPU trains under autocast it is
+    computed in float32, which makes a step of a MobileFaceNet about 1.5 times as fast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
+
+
 class FaceBackbone(nn.Module):
     """Base of the face networks: ``forward(x) = embed(features(x))``.
 
