@@ -1,111 +1,29 @@
-"""Tables 1 (with 4), 7, 8, 9, 10 and 13 of the paper on contrastive inversion (paper 002), measured again on CIFAR-10 beside
-its numbers.
+"""Tables 1 (with 4), 2 (with 5), 7, 8, 9, 10, 13 and 14 of the paper on contrastive inversion (paper 002) and its five
+losses (section 4.5), measured again on CIFAR-10 beside its numbers.
 
     python eval/contrastive_tables.py --table 1 --data DATA --rows supervised-mask90 contrastive-mask90
     python eval/contrastive_tables.py --table 1 --data DATA --rows supervised10-mask90    # 10 % of the labels
     python eval/contrastive_tables.py --table 13 --data DATA --rows contrastive-mask90     # trains nothing more
+    python eval/contrastive_tables.py --table losses --operator mask90 --data DATA
+    python eval/contrastive_tables.py --table 2 --data DATA --transfer flowers=flowers/train,flowers/test
     python eval/contrastive_tables.py --table 8 --data DATA --rows contrastive-mask90 --images 100 --draws 1
 
 Students and end-to-end baselines start from one teacher, a classifier of clean images, which is trained once. Test images
 are drawn --draws times; --images takes so many of them. The rows supervised10-* are end-to-end baselines that see 10 % of
-the labels, those of the probes of 10 %, for as many steps as the others; the paper has none. Table 10 also has the stronger
-degradations of Figure 4; the levels of its printed rows are not in the copy of the paper at hand.
+the labels, those of the probes of 10 %, for as many steps as the others; the paper has none. Table 2 takes CIFAR-100
+(cifar100/{train,test}.parquet) and STL-10 (stl10/{train,test}) where they are, and any other set. Table 10 also has the
+stronger degradations of Figure 4; the levels of its printed rows are not in the copy of the paper at hand. In Table 14 each
+image has one of the five severities, drawn.
 """
 
 import argparse
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lrface.benchmarks import published_contrastive as paper
-from lrface.config import read_yaml
+from lrface.contrastive_study import OPERATORS, OTHER_LEVELS, evaluation, rows, transfer_sets
 from lrface.errors import errors_for_users
-from lrface.probe import ProbeRun, run_probe
-from lrface.study import Column, Evaluation, Figures, Options, Row, run_study, study_options
-
-TRAIN, TEST = "cifar10/train.parquet", "cifar10/test.parquet"
-LEVELS = {
-    **{f"mask{percent}": ("mask", {"missing": percent / 100}) for percent in (50, 75, 90)},
-    **{f"noise{percent}": ("noise", {"sigma": percent / 100}) for percent in (10, 30, 50)},
-    "blur21": ("blur", {"kernel": 21, "sigma": 5}),
-    "blur37": ("blur", {"kernel": 37, "sigma": 9}),
-}
-RANGES = {
-    "mask_range": ("mask", {"missing": "null", "missing_range": "[0.5, 0.95]"}),
-    "noise_range": ("noise", {"sigma_range": "[0.1, 0.3]"}),
-}
-OTHER_LEVELS = {
-    "pixel_mask": ("missing", (0.1, 0.2, 0.3, 0.4, 0.96, 0.97, 0.98, 0.99)),
-    "gaussian_noise": ("sigma", (0.02, 0.05, 0.07, 0.09, 0.35, 0.4, 0.45, 0.5)),
-}
-STAGES = {"supervised": "supervised", "supervised10": "supervised", "contrastive": "student"}
-LABELS = {
-    "supervised": "end-to-end",
-    "supervised10": "end-to-end, 10 % of the labels",
-    "contrastive": "contrastive student",
-}
-
-
-def rows(table: str) -> tuple[Row, ...]:
-    """The rows of a table: a recipe of its kind and family, and its level."""
-    levels = RANGES if table == "10" else LEVELS
-    if table in ("7", "8"):
-        levels = {
-            key: level for key, level in LEVELS.items() if level[0] == {"7": "noise", "8": "mask"}[table]
-        }
-    kinds = {"1": tuple(LABELS), "10": ("supervised", "contrastive")}.get(table, ("contrastive",))
-    return tuple(row(kind, key, *level) for key, level in levels.items() for kind in kinds)
-
-
-def row(kind: str, key: str, family: str, arguments: dict[str, Any]) -> Row:
-    """A recipe of a kind and family at a level; the last stage of supervised10 sees a tenth of the images."""
-    overrides = (f"stages.{STAGES[kind]}.degrade.{name}={value}" for name, value in arguments.items())
-    recipe = f"cifar10/{kind.removesuffix('10')}_{family}"
-    share = 0.1 if kind == "supervised10" else 1.0
-    return Row(f"{kind}-{key}", f"{LABELS[kind]}, {key}", recipe, tuple(overrides), share=share)
-
-
-def evaluation(options: Options, table: str, draws: int) -> Evaluation:
-    """Probes of the student and of its teacher, or the end-to-end network's own head, as the table asks."""
-
-    def measure(folder: Path) -> Figures:
-        last = read_yaml(folder / "recipe.yaml")["stages"][-1]
-        degrade = {key: value for key, value in last["degrade"].items() if value is not None}
-        student, teacher = f"student={folder}", f"teacher={folder / 'stages' / '1-teacher'}"
-        supervised = last["name"] == "supervised"
-
-        def probe(models: list[str], **more: Any) -> ProbeRun:
-            return run_probe(
-                [] if supervised else models,
-                TRAIN,
-                TEST,
-                own_heads=[student] if supervised else [],
-                root=options.data,
-                seeds=draws,
-                images=options.images,
-                **{"degrade": json.dumps(degrade), **more},
-            )
-
-        if table == "1":
-            found = probe([student], labels=[1.0, 0.1]).to_json()
-            if last.get("share", 1.0) < 1:
-                for result in found["results"]:
-                    result["labels"] = last["share"]
-            return found
-        if table == "9":
-            return probe([teacher, student], train_degrade="clean", classifier_of="teacher").to_json()
-        if table == "13":
-            return probe([student, teacher]).to_json()
-        if table == "10":
-            name, levels = OTHER_LEVELS[degrade["name"]]
-            tests = [json.dumps({"name": degrade["name"], name: level}) for level in levels]
-            return probe([student], test_degrade=tests).to_json()
-        restored = probe([teacher], restore={"7": "nlm", "8": "deep_decoder"}[table]).to_json()
-        return {**restored, "results": restored["results"] + probe([student]).to_json()["results"]}
-
-    settings = {"table": table, "draws": draws, "images": options.images, "train": TRAIN, "test": TEST}
-    return Evaluation(f"probe_table{table}_{options.images or 'all'}", settings, measure, {"test": settings})
+from lrface.study import Column, Figures, Row, cell, run_study, study_options
 
 
 def figure(
@@ -135,10 +53,51 @@ def printed(*parts: tuple[str, tuple[float, ...]], first: str = "") -> dict[str,
     return {f"{kind}-{key}": value for kind, values in parts for key, value in zip(keys, values, strict=True)}
 
 
-def columns(table: str) -> tuple[Column, ...]:
-    """The columns of a table."""
+def on_set(what: str, name: str) -> Callable[[Figures], float | None]:
+    """The mean of a figure on one of the sets of Table 2."""
+    return lambda figures: figure(what)(figures["sets"][name]) if name in figures["sets"] else None
+
+
+def on_corruption(name: str) -> Callable[[Figures], float | None]:
+    """Top-1 under one corruption of Table 14."""
+
+    def found(figures: Figures) -> float | None:
+        own = [result for result in figures["results"] if result["test_degrade"]["names"] == [name]]
+        return own[0]["top1"]["mean"] if own else None
+
+    return found
+
+
+def columns(table: str, sets: Sequence[str] = ()) -> tuple[Column, ...]:
+    """The columns of a table; of Table 2 for these sets."""
     ours = ("contrastive", paper.TABLE_1["contrastive"])
     few = "contrastive, 10 % of the labels"
+    if table == "losses":
+        return (
+            Column("top-1 (%)", figure("top1")),
+            Column("top-1, 10 % of the labels (%)", figure("top1", labels=0.1)),
+            Column("top-5 (%)", figure("top5")),
+            Column("AUC", figure("auc")),
+        )
+    if table == "2":
+        return tuple(
+            Column(
+                f"{name}, {what.replace('top', 'top-')} (%)",
+                on_set(what, name),
+                {key: found[name] for key, found in printed.items() if name in found},
+            )
+            for what, printed in (("top1", paper.TABLE_2), ("top5", paper.TABLE_5))
+            for name in sets
+        )
+    if table == "14":
+        return tuple(
+            Column(
+                name.replace("_", " "),
+                on_corruption(name),
+                dict(zip(("supervised-clean", "contrastive-blur_noise"), found, strict=True)),
+            )
+            for name, found in paper.TABLE_14.items()
+        )
     if table == "1":
         both = [
             printed(("supervised", each["supervised"]), ("contrastive", each["contrastive"]))
@@ -186,26 +145,59 @@ def columns(table: str) -> tuple[Column, ...]:
     )
 
 
-TABLES = ("1", "7", "8", "9", "10", "13")
+def by_corruption(rows: Sequence[Row], results: list[dict[str, Any]]) -> str:
+    """Table 14 as the paper has it, a line for each corruption: top-1 in percent."""
+    heads = ["", *(row.label for row in rows), *(f"paper: {row.label}" for row in rows)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    means: list[list[float]] = [[] for _ in rows]
+    for column in columns("14"):
+        cells = []
+        for row, mean in zip(rows, means, strict=True):
+            values = [column.figure(run["evaluation"]) for run in results if run["key"] == row.key]
+            mean += [value for value in values if value is not None]
+            cells.append(cell(values))
+        cells += [cell([column.paper[row.key]]) for row in rows]
+        lines.append(f"| {column.title} | " + " | ".join(cells) + " |")
+    printed = [[pair[number] for pair in paper.TABLE_14.values()] for number in range(len(rows))]
+    cells = [cell([sum(values) / len(values)] if values else []) for values in (*means, *printed)]
+    lines.append("| mean | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = ("1", "2", "7", "8", "9", "10", "13", "14", "losses")
+NOTES: Mapping[str, str] = {
+    "14": "Here: CIFAR-10 with the corruptions of CIFAR-10-C at a drawn severity. In the paper: ImageNet-100-C.",
+    "losses": "The paper shows its losses as curves alone (Figure 6).",
+}
 
 if __name__ == "__main__":
     with errors_for_users():
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--table", choices=TABLES, default="1")
         parser.add_argument("--draws", type=int, default=10)
+        parser.add_argument("--operator", choices=OPERATORS, default="noise50")
+        parser.add_argument("--transfer", action="append", default=[], metavar="NAME=TRAIN,TEST")
         own, arguments = parser.parse_known_args()
         options = study_options(
             __doc__,
-            f"contrastive_table{own.table}",
-            {"cifar10": rows(own.table)},
+            f"contrastive_{own.table}_{own.operator}"
+            if own.table == "losses"
+            else f"contrastive_table{own.table}",
+            {"cifar10": rows(own.table, own.operator)},
             arguments,
             family="contrastive",
         )
+        sets = transfer_sets(options, own.transfer) if own.table == "2" else {}
         run_study(
-            f"Contrastive inversion, Table {own.table}",
+            "Contrastive inversion, "
+            + (f"losses on {own.operator}" if own.table == "losses" else f"Table {own.table}"),
             options,
-            evaluation(options, own.table, own.draws),
-            columns(own.table),
-            paper=f"{paper.SOURCE}, Table {own.table}",
-            notes=("The paper's numbers are of CLIP's ResNet-101 on ImageNet-100 at 224 pixels, 25 epochs.",),
+            evaluation(options, own.table, own.draws, sets),
+            columns(own.table, tuple(sets)),
+            paper=f"{paper.SOURCE}, {'section 4.5' if own.table == 'losses' else f'Table {own.table}'}",
+            notes=(
+                "The paper's numbers are of CLIP's ResNet-101 on ImageNet-100 at 224 pixels, 25 epochs.",
+                *([NOTES[own.table]] if own.table in NOTES else []),
+            ),
+            table=by_corruption if own.table == "14" else None,
         )

@@ -11,6 +11,7 @@ from test_classification_recipes import write_images
 
 from lrface import recipes
 
+COUNTS = {"1": 24, "2": 4, "7": 3, "8": 3, "9": 8, "10": 4, "13": 8, "14": 2, "losses": 5}
 SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "contrastive_tables.py"
 
 
@@ -23,15 +24,16 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("table", ["1", "7", "8", "9", "10", "13"])
+@pytest.mark.parametrize("table", ["1", "2", "7", "8", "9", "10", "13", "14", "losses"])
 def test_rows_are_recipes_and_every_printed_number_has_its_row(script, table):
     rows = script.rows(table)
     keys = [row.key for row in rows]
-    assert len(set(keys)) == len(keys) == {"1": 24, "7": 3, "8": 3, "9": 8, "10": 4, "13": 8}[table]
+    assert len(set(keys)) == len(keys) == COUNTS[table]
     for row in rows:
         recipe = recipes.load_recipe(row.recipe, row.overrides)
         assert recipes.stage_policy(recipe.stages[-1]).clean_share == 0
-    assert {key for column in script.columns(table) for key in column.paper} <= set(keys)
+    printed = {key for column in script.columns(table, ["cifar100", "mine"]) for key in column.paper}
+    assert printed <= set(keys) and (printed or table in ("10", "losses"))
 
 
 def test_the_papers_numbers_stand_in_their_rows(script):
@@ -101,30 +103,31 @@ def test_students_and_baselines_share_their_teacher(script):
 
 SLOW = [
     pytest.param(*case, marks=pytest.mark.slow)
-    for case in (("9", "mask90"), ("7", "noise50"), ("10", "noise_range"))
+    for case in (
+        ("9", "mask90"),
+        ("7", "noise50"),
+        ("10", "noise_range"),
+    )
 ]
+
+
+def run_script(script: Path, folder: Path, rows: list[str], *arguments: str) -> None:
+    """The script on 40 drawn images below ``folder``, two steps a stage."""
+    for name in ("train", "test"):
+        write_images(folder / "data" / "cifar10" / f"{name}.parquet", 40)
+    command = [sys.executable, str(script), *arguments, "--draws", "2", "--steps", "2", "--rows", *rows]
+    for option, place in (("--data", "data"), ("--runs", "runs"), ("--results", "")):
+        command += [option, str(folder / place)]
+    command += ["--set", "data.batch_size=8", "trainer.device=cpu", "trainer.threads=1"]
+    command += ["stages.0.schedule.warmup_steps=0"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("table,key", [("1", "mask90"), *SLOW])
 def test_the_script_trains_probes_and_writes(table, key, tmp_path):
-    for name in ("train", "test"):
-        write_images(tmp_path / "data" / "cifar10" / f"{name}.parquet", 40)
     rows = [f"contrastive-{key}", *([f"supervised10-{key}"] if table == "1" else [])]
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--table",
-        table,
-        "--data",
-        str(tmp_path / "data"),
-        "--draws",
-        "2",
-    ]
-    command += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--steps", "2", "--rows", *rows]
-    command += ["--set", "data.batch_size=16", "trainer.device=cpu", "trainer.threads=1"]
-    command += ["stages.0.schedule.warmup_steps=0"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_script(SCRIPT, tmp_path, rows, "--table", table)
     document = json.loads((tmp_path / f"contrastive_table{table}.json").read_text())
     text = (tmp_path / f"contrastive_table{table}.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith(f"| contrastive student, {key} |"))
@@ -136,3 +139,42 @@ def test_the_script_trains_probes_and_writes(table, key, tmp_path):
         kinds
         == {"1": {"probe", "own head"}, "9": {"probe", "teacher"}, "7": {"probe"}, "10": {"probe"}}[table]
     )
+    if table == "1":
+        tenth = next(line for line in text.splitlines() if "10 % of the labels, mask90" in line).split("|")
+        assert tenth[4].strip() == "-" and tenth[5].strip() != "-", "its own head stands with 10 %"
+
+
+@pytest.mark.slow
+def test_transfer_corruptions_and_losses(tmp_path):
+    write_images(tmp_path / "data" / "mine" / "train.parquet", 40)
+    write_images(tmp_path / "data" / "mine" / "test.parquet", 40)
+    ranges = ["supervised-noise_range", "contrastive-noise_range"]
+    told = "mine=mine/train.parquet,mine/test.parquet"
+    run_script(SCRIPT, tmp_path, ranges, "--table", "2", "--transfer", told)
+    document = json.loads((tmp_path / "contrastive_table2.json").read_text())
+    for row in document["rows"]:
+        (found,) = row["evaluation"]["sets"]["mine"]["results"]
+        assert found["classifier"] == "probe" and found["test_degrade"]["sigma_range"] == [0.1, 0.3]
+    run_script(SCRIPT, tmp_path, ["supervised-clean", "contrastive-blur_noise"], "--table", "14")
+    lines = (tmp_path / "contrastive_table14.md").read_text().splitlines()
+    (jpeg,) = [line for line in lines if line.startswith("| jpeg compression |")]
+    assert jpeg.endswith("| 77.75 | 61.08 |") and "- |" not in jpeg and len(lines) >= 22
+    run_script(SCRIPT, tmp_path, ["contrastive-noise50-mse"], "--table", "losses")
+    assert "| MSE, noise50 | 1 |" in (tmp_path / "contrastive_losses_noise50.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number,rows",
+    [
+        ("3", ["supervised10-noise50", "contrastive-noise50"]),
+        ("5", ["seven_classes-supervised-mask_range", "seven_classes-contrastive-mask_range"]),
+        ("6", ["contrastive-mask_range-nt_xent"]),
+    ],
+)
+def test_figures_are_trained_probed_and_drawn(number, rows, tmp_path):
+    run_script(SCRIPT.with_name("contrastive_figures.py"), tmp_path, rows, "--figure", number)
+    document = json.loads((tmp_path / f"contrastive_figure{number}.json").read_text())
+    (panel,) = document["panels"]["top1"]
+    assert len(panel["curves"]) == {"3": 3, "5": 2, "6": 1}[number]
+    assert (tmp_path / f"contrastive_figure{number}.png").stat().st_size > 10_000
