@@ -1,8 +1,11 @@
 """Small recipes on drawn pictures: what the tests of recipes/*.py have in common."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from torch import Tensor, equal
 
@@ -15,6 +18,13 @@ TRAINER = {
     "tensorboard": False,
     "sheet_every": 0,
     "threads": 1,
+}
+IREVNET = {
+    "name": "irevnet",
+    "blocks": [1, 1, 1],
+    "strides": [1, 2, 2],
+    "channels": [4, 16, 64],
+    "input_size": 32,
 }
 
 
@@ -34,6 +44,26 @@ def run(recipe: config.Recipe, data: Path, out: Path, **options) -> list[str]:
     said: list[str] = []
     recipes.run_recipe(recipe, data=data, show_progress=False, say=said.append, **options)
     return said
+
+
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+@contextmanager
+def killed_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run inside ends without cleaning up where its batch of this number, from 0, would come."""
+    original = recipes.batches
+
+    def until_killed(*arguments, **named):
+        for number, content in enumerate(original(*arguments, **named)):
+            if number == batch:
+                raise Killed
+            yield content
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(recipes, "batches", until_killed)
+        yield
 
 
 def last(run: Path, stage: str, steps: int | None = None) -> dict[str, Tensor]:

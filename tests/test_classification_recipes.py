@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
+from small_runs import killed_at
 
 from lrface import config, recipes
 from lrface.errors import UsageError
@@ -60,22 +61,8 @@ def run(name: str, data: Path, out: Path, *overrides: str) -> recipes.RunSummary
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_and_a_killed_run_goes_on_to_the_same_bits(name, data, tmp_path, monkeypatch):
     run(name, data, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
-    original = recipes.batches
-
-    def until_killed(*arguments, **named):
-        for number, batch in enumerate(original(*arguments, **named)):
-            if number == 3:
-                raise Killed
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipes, "batches", until_killed)
-        with pytest.raises(Killed):
-            run(name, data, tmp_path / "killed")
+    with killed_at(3, monkeypatch):
+        run(name, data, tmp_path / "killed")
     summary = run(name, data, tmp_path / "killed")
     assert summary.stages[0]["resumed_at"] == 2 and summary.stages[0]["steps"] == 4
     folder = Path("stages") / f"1-{name.split('/')[1]}" / "step-00000004"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import TRAINER, draw_pictures, last, of, run, same
+from small_runs import IREVNET, TRAINER, draw_pictures, last, of, run, same
 
 from lrface import config, recipes
 from lrface.errors import LrfaceError, UsageError
@@ -14,13 +14,6 @@ from lrface.methods import Distil
 from lrface.recipes import build_method, check_loads, load_recipe
 from lrface.train.checkpoint import load_model
 
-NETWORK = {
-    "name": "irevnet",
-    "blocks": [1, 1, 1],
-    "strides": [1, 2, 2],
-    "channels": [4, 16, 64],
-    "input_size": 32,
-}
 TEACHER = {"from": "encoder", "to": "teacher"}
 HEAD = {"from": "head", "to": "teacher_head"}
 TINY = {
@@ -33,14 +26,14 @@ TINY = {
         {
             "name": "invertible",
             "method": "classify",
-            "backbone": NETWORK,
+            "backbone": IREVNET,
             "degrade": "clean",
             "steps": 2,
             "optimiser": {"learning_rate": 0.01},
         },
         {
             "name": "student",
-            "method": {"name": "distil", "teacher": NETWORK, "loss": "kd"},
+            "method": {"name": "distil", "teacher": IREVNET, "loss": "kd"},
             "load": [TEACHER, HEAD],
             "degrade": {"name": "corruptions", "set": "cifar", "names": ["gaussian_noise", "contrast"]},
             "steps": 6,

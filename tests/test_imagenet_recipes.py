@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import killed_at
 from torchvision import models
 
 from lrface import recipes
@@ -214,29 +215,15 @@ def run(name: str, data: Path, out: Path, *overrides: str, say=lambda line: None
     return run_recipe(recipe, data=data, show_progress=False, say=say)
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_qualnet_from_crops_of_a_subset_and_a_killed_run_comes_to_the_same_bits(
     data, three, tmp_path, monkeypatch
 ):
     overrides = [*INVERTIBLE, *steps(4, "invertible", "quality"), three]
     summary = run("imagenet200/qualnet", data, tmp_path / "whole", *overrides)
     assert (summary.images, summary.identities) == (9, 3)
-    original = recipes.batches
-    for number in range(2):
-
-        def until_killed(*arguments, number=number, **named):
-            for count, batch in enumerate(original(*arguments, **named)):
-                if count == 3 - number:
-                    raise Killed
-                yield batch
-
-        with monkeypatch.context() as patch:
-            patch.setattr(recipes, "batches", until_killed)
-            with pytest.raises(Killed):
-                run("imagenet200/qualnet", data, tmp_path / "killed", *overrides)
+    for batch in (3, 2):
+        with killed_at(batch, monkeypatch):
+            run("imagenet200/qualnet", data, tmp_path / "killed", *overrides)
     # Another number of workers changes nothing.
     run("imagenet200/qualnet", data, tmp_path / "killed", *overrides, "data.workers=1")
     for stage in ("1-invertible", "2-quality"):
@@ -292,18 +279,8 @@ def test_a_run_from_a_published_file_needs_it_once(data, tmp_path, monkeypatch):
     torch.save(network.state_dict(), file)
     overrides = [*steps(4, "naive"), f"backbone.weights={file}", "stages.naive.optimiser.learning_rate=0"]
     said: list[str] = []
-    original = recipes.batches
-
-    def until_killed(*arguments, **named):
-        for count, batch in enumerate(original(*arguments, **named)):
-            if count == 3:
-                raise Killed
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipes, "batches", until_killed)
-        with pytest.raises(Killed):
-            run("imagenet/naive_resnet50", data, tmp_path / "run", *overrides, say=said.append)
+    with killed_at(3, monkeypatch):
+        run("imagenet/naive_resnet50", data, tmp_path / "run", *overrides, say=said.append)
     assert any("encoder starts from" in line and "fills the head" in line for line in said)
     file.unlink()
     said.clear()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import killed_at
 from test_classification_recipes import write_images
 
 from lrface import recipes
@@ -54,22 +55,8 @@ def last(run: Path, step: int = 8) -> tuple[dict[str, torch.Tensor], dict]:
 def test_a_recipe_trains_and_a_killed_run_goes_on_to_the_same_bits(name, data, tmp_path, monkeypatch):
     """Killed in the middle of a restart, where the current generator waits and its successor learns."""
     run(name, data, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
-    original = recipes.batches
-
-    def until_killed(*arguments, **named):
-        for number, batch in enumerate(original(*arguments, **named)):
-            if number == 7:  # the stage "clean" has fewer
-                raise Killed
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipes, "batches", until_killed)
-        with pytest.raises(Killed):
-            run(name, data, tmp_path / "killed")
+    with killed_at(7, monkeypatch):  # the stage "clean" has fewer
+        run(name, data, tmp_path / "killed")
     summary = run(name, data, tmp_path / "killed")
     assert summary.stages[1]["resumed_at"] == 7
     whole, killed = last(tmp_path / "whole"), last(tmp_path / "killed")

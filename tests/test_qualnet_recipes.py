@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import TRAINER, draw_pictures, last, of, run
+from small_runs import IREVNET, TRAINER, draw_pictures, last, of, run
 from typer.testing import CliRunner
 
 from lrface import config, recipes
@@ -16,13 +16,6 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.recipes import build_method, check_loads, load_recipe, run_recipe
 from lrface.train.checkpoint import load_decoder, load_model
 
-NETWORK = {
-    "name": "irevnet",
-    "blocks": [1, 1, 1],
-    "strides": [1, 2, 2],
-    "channels": [4, 16, 64],
-    "input_size": 32,
-}
 LOAD = {"from": "encoder", "to": "decoder.network"}
 CORRUPTED = {"name": "corruptions", "set": "cifar", "names": ["gaussian_noise", "contrast"]}
 TINY = {
@@ -30,13 +23,13 @@ TINY = {
     "data": {"path": "pictures", "batch_size": 8},
     "backbone": {"name": "cifar_resnet18", "width": 4},
     "head": "softmax",
-    "decoder": {"name": "irevnet_inverse", "network": copy.deepcopy(NETWORK)},
+    "decoder": {"name": "irevnet_inverse", "network": copy.deepcopy(IREVNET)},
     "trainer": TRAINER,
     "stages": [
         {
             "name": "invertible",
             "method": "classify",
-            "backbone": NETWORK,
+            "backbone": IREVNET,
             "degrade": "clean",
             "steps": 2,
             "optimiser": {"learning_rate": 0.01},

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from small_runs import TRAINER, draw_pictures
+from small_runs import IREVNET, TRAINER, draw_pictures
 
 from lrface import study
 from lrface.benchmarks.image_sets import open_stored
@@ -15,17 +15,10 @@ from lrface.errors import LrfaceError
 from lrface.study import Column, Evaluation, Options, Row
 from lrface.train.checkpoint import load_parts
 
-NETWORK = {
-    "name": "irevnet",
-    "blocks": [1, 1, 1],
-    "strides": [1, 2, 2],
-    "channels": [4, 16, 64],
-    "input_size": 32,
-}
 CLEAN = {
     "name": "invertible",
     "method": "classify",
-    "backbone": NETWORK,
+    "backbone": IREVNET,
     "degrade": "clean",
     "steps": 2,
     "optimiser": {"learning_rate": 0.01},
@@ -43,7 +36,7 @@ RECIPE = {
     "data": {"path": "pictures", "batch_size": 8},
     "backbone": {"name": "cifar_resnet18", "width": 4},
     "head": "softmax",
-    "decoder": {"name": "irevnet_inverse", "network": NETWORK},
+    "decoder": {"name": "irevnet_inverse", "network": IREVNET},
     "trainer": TRAINER,
     "stages": [CLEAN, QUALITY],
 }

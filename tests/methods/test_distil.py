@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small_runs import IREVNET
 from torch.nn import functional as F
 
 from lrface.degrade.policies import build_policy
@@ -14,13 +15,6 @@ from lrface.losses.distillation import softened_divergence
 from lrface.methods import METHODS, Distil
 from lrface.models import build_backbone
 
-TEACHER = {
-    "name": "irevnet",
-    "blocks": [1, 1, 1],
-    "strides": [1, 2, 2],
-    "channels": [4, 16, 64],
-    "input_size": 32,
-}
 N = 8
 LOSSES = ["kd", "fitnet", "pkt", "vid", "sp"]
 
@@ -31,7 +25,7 @@ def distil(loss, policy: str = "corruptions", **arguments) -> Distil:
     options = {"corruptions": {"set": "cifar", "names": ["gaussian_noise", "brightness"], "clean_share": 0.0}}
     chosen = build_policy(policy, **options.get(policy, {"mirror": 0.0}))
     parts = {"encoder": encoder, "head": build_head("softmax", 32, 5), "policy": chosen}
-    method = METHODS.build("distil", **{"teacher": TEACHER, "loss": loss, **arguments}, **parts)
+    method = METHODS.build("distil", **{"teacher": IREVNET, "loss": loss, **arguments}, **parts)
     return with_statistics(method)
 
 
@@ -179,7 +173,7 @@ def test_arguments_of_a_loss():
         ),
         (
             "kd",
-            {"teacher": {**TEACHER, "input_size": 64}},
+            {"teacher": {**IREVNET, "input_size": 64}},
             "takes images of 64 x 64 pixels, the student 32 x 32",
         ),
         ("fit", {}, "unknown loss 'fit'"),
@@ -195,7 +189,7 @@ def test_a_teacher_of_other_colours():
     encoder = build_backbone("madry_mnist")
     head, policy = build_head("softmax", encoder.embedding_size, 5), build_policy("clean", mirror=0.0)
     with pytest.raises(UsageError, match="method.teacher and the student must both take RGB, or both grey"):
-        Distil(encoder, head, policy, {**TEACHER, "input_size": 28}, "sp")
+        Distil(encoder, head, policy, {**IREVNET, "input_size": 28}, "sp")
 
 
 # Face recognition: the head is CosFace and the teacher a recogniser of clean faces.

@@ -1,11 +1,8 @@
 """A run of Adversarial Noise Training that is killed (kill -9) in the middle of a restart comes to the same bits."""
 
-import cv2
-import numpy as np
 import pytest
 import torch
-import yaml
-from test_interruptions import Nursery, has_rows, kill_when
+from test_interruptions import has_rows, kill_when, nursery_of
 
 from lrface.train.checkpoint import checkpoints, load_parts, load_training_state
 
@@ -46,18 +43,8 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kills")
-    for number in range(24):
-        place = folder / "faces" / f"person {number // 6}"
-        place.mkdir(parents=True, exist_ok=True)
-        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-        assert cv2.imwrite(str(place / f"{number}.png"), cv2.resize(coarse, (32, 32)))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
-    nursery = Nursery(folder)
-    yield nursery
-    assert nursery.process.stdin
-    nursery.process.stdin.close()
-    nursery.process.wait()
+    with nursery_of(tmp_path_factory.mktemp("kills"), RECIPE, people=4, images=6, size=32, coarse=4) as found:
+        yield found
 
 
 def test_kills_in_the_middle_of_restarts(nursery):

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,20 +113,30 @@ class Nursery:
         assert code == 0, self.log(run)
 
 
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kills")
-    for number in range(40):
-        place = folder / "faces" / f"person {number // 8}"
+@contextmanager
+def nursery_of(
+    folder: Path, recipe: dict[str, Any], people: int, images: int, size: int, coarse: int
+) -> Iterator[Nursery]:
+    """Runs of ``recipe`` on ``images`` pictures of each of ``people``, of ``coarse`` colours a side."""
+    for number in range(people * images):
+        place = folder / "faces" / f"person {number // images}"
         place.mkdir(parents=True, exist_ok=True)
-        coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3)).astype(np.uint8)
-        assert cv2.imwrite(str(place / f"{number}.png"), cv2.resize(coarse, (112, 112)))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+        colours = np.random.default_rng(number).integers(0, 256, (coarse, coarse, 3)).astype(np.uint8)
+        assert cv2.imwrite(str(place / f"{number}.png"), cv2.resize(colours, (size, size)))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     nursery = Nursery(folder)
     yield nursery
     assert nursery.process.stdin
     nursery.process.stdin.close()
     nursery.process.wait()
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    with nursery_of(
+        tmp_path_factory.mktemp("kills"), RECIPE, people=5, images=8, size=112, coarse=6
+    ) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
