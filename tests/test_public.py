@@ -26,7 +26,9 @@ def test_importing_the_embedder_leaves_optional_packages_alone():
     heavy = "onnxruntime facenet_pytorch insightface lightning_fabric matplotlib sklearn pyarrow torchvision"
     code = (
         "import sys; from lrface import load_embedder, FaceEmbedder;"
-        f"print(*[name for name in '{heavy}'.split() if name in sys.modules])"
+        f"print(*[name for name in '{heavy}'.split() if name in sys.modules]);"
+        # What trains comes without PyTorch's compiler.
+        "import lrface.recipes; print(*[name for name in ['torch._dynamo'] if name in sys.modules])"
     )
     assert run(code) == ""
 

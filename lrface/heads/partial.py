@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrface.compiling import not_compiled
 from lrface.errors import UsageError
 from lrface.heads.base import Head, HeadLoss, at_least_float32, check_range, check_sizes
 from lrface.heads.margin import MarginHead, sum_over_ranks, unit
@@ -153,7 +154,7 @@ class PartialHead(Head):
         return order.topk(wanted).indices.sort().values
 
     # Its shapes change with the labels, and the ranks meet inside.
-    @torch.compiler.disable
+    @not_compiled
     def loss(self, embeddings: Tensor, labels: Tensor) -> HeadLoss:
         """The loss of the batch of all ranks, the same on each: embeddings float [n, d], labels int64 [n] of this rank.
 

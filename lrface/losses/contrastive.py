@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lrface.compiling import not_compiled
 from lrface.errors import UsageError
 from lrface.heads.base import at_least_float32
 from lrface.heads.margin import unit
@@ -99,7 +100,7 @@ def contrastive_loss(
         return Contrast(pull + push, pull, push)
 
 
-@torch.compiler.disable  # loops over blocks would be unrolled
+@not_compiled  # loops over blocks would be unrolled
 def log_sum_exp(
     queries: Tensor, keys: Tensor, temperature: float, skipped: int | None = None, chunk: int = 1024
 ) -> Tensor:

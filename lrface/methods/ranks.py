@@ -6,13 +6,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lrface.compiling import not_compiled
+
 
 def ranks() -> int:
     """The processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-@torch.compiler.disable  # a collective inside
+@not_compiled  # a collective inside
 def of_all_ranks(own: Tensor) -> Tensor:
     """[n, ...] of every rank -> [ranks n, ...] of all, in the order of the ranks.
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrface.compiling import not_compiled
 from lrface.errors import LrfaceError, UsageError
 from lrface.models.blocks import FaceBackbone
 
@@ -85,7 +86,7 @@ class OnnxTeacher(FaceBackbone):
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxTeacher":
         return self  # nothing in it changes
 
-    @torch.compiler.disable
+    @not_compiled
     def forward(self, x: Tensor) -> Tensor:
         embeddings = self._run(x.detach().to("cpu", torch.float32).numpy(), torch.get_num_threads())
         return torch.from_numpy(embeddings.astype(np.float32)).to(x.device, x.dtype)
@@ -94,17 +95,14 @@ class OnnxTeacher(FaceBackbone):
         """lrface's own files take RGB in [0, 1]."""
         if text is None:
             return
-        try:
-            json.loads(text)
-        except ValueError as error:
-            raise LrfaceError(
-                f"{self.file}: its card is no JSON ({error}); export the model again"
-            ) from error
+        signed = takes_signed(text, str(self.file))
         if self._swap or self._mean.any() or (self._std != 1).any():
             raise UsageError(
                 f"{self.file} was exported by lrface and takes RGB in [0, 1]; leave out method.teacher's colour, mean "
                 "and std"
             )
+        if signed:
+            self._mean = self._std = _channels("mean", 0.5)
 
     def _session(self, threads: int) -> Any:
         if threads not in self._sessions:
@@ -138,6 +136,19 @@ class OnnxTeacher(FaceBackbone):
                 "[n, d]"
             )
         return found
+
+
+def takes_signed(card: str, what: str) -> bool:
+    """Whether a file that lrface exported takes [-1, 1], as insightface gives it, instead of [0, 1].
+
+    Raises LrfaceError: a card that is no JSON.
+    """
+    try:
+        found = json.loads(card)
+    except ValueError as error:
+        raise LrfaceError(f"{what}: its card is no JSON ({error}); export the model again") from error
+    entry = found.get("input") if isinstance(found, dict) else None
+    return isinstance(entry, dict) and entry.get("range") == [-1, 1]
 
 
 def _channels(name: str, given: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lrface.compiling import not_compiled
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import explain
 from lrface.heads.base import at_least_float32
@@ -243,7 +244,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2 dimensions, found {input.dim()}")
 
-    @torch.compiler.disable  # a collective inside
+    @not_compiled  # a collective inside
     def forward(self, input: Tensor) -> Tensor:
         if not self.training and self.running_mean is not None:
             return super().forward(input)
