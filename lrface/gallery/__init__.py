@@ -10,17 +10,9 @@ with Gallery.create("staff", load_embedder("runs/mine")) as gallery:
 """
 
 from lrface.gallery.faces import INDEXES, POOLINGS, Candidate
-from lrface.gallery.gallery import (
-    BACKENDS,
-    Enrolment,
-    Gallery,
-    Match,
-    Removal,
-    Search,
-    enrol,
-    matches_text,
-    people_in,
-)
+from lrface.gallery.gallery import BACKENDS, Gallery, enrol
+from lrface.gallery.results import Enrolment, Match, Removal, Search, matches_text
+from lrface.gallery.sources import people_in
 
 __all__ = [
     "BACKENDS",

@@ -181,7 +181,7 @@ class _View:
 
 
 class FolderStore:
-    """See the module. ``create`` and ``open`` make one; any number of threads may use it."""
+    """See the module. A gallery that is there; ``create`` makes one. Any number of threads may use it."""
 
     def __init__(self, folder: Path):
         self.folder = folder

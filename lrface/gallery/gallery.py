@@ -1,19 +1,14 @@
 """A gallery of enrolled people: add images, search by photograph, remove people for good."""
 
-import csv
 import hashlib
-import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
-from torch import Tensor
 
 from lrface.embed import UNCALIBRATED_THRESHOLD, FaceEmbedder, find_images
 from lrface.embed.results import _card_threshold
@@ -21,111 +16,16 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.gallery.faces import (
     INDEXES,
     POOLINGS,
-    Candidate,
     EnrolledFaces,
     Store,
     check_name,
 )
 from lrface.gallery.folder import FolderStore
+from lrface.gallery.results import Enrolment, Match, Removal, Search
+from lrface.gallery.sources import Given, batches, first_of_each, is_known, pairs_of, path_text, people_in
 from lrface.progress import progress as progress_bar
 
 BACKENDS = ("folder", "milvus")
-
-# Images enrolled by one commit, and their bytes: what a killed run has not acknowledged, and what is in memory at once.
-_COMMIT_IMAGES = 64
-_COMMIT_BYTES = 64_000_000
-
-
-@dataclass
-class Enrolment:
-    """What :meth:`Gallery.add` did.
-
-    Attributes:
-        images: how many were given.
-        enrolled: how many of them are new in the gallery.
-        already: how many were in it for the same person.
-        new_people: how many people were not there before.
-        failures: ``(image, reason)`` of every other image: not readable, no face found, enrolled as somebody else.
-        seconds: wall time.
-    """
-
-    images: int = 0
-    enrolled: int = 0
-    already: int = 0
-    new_people: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def no_face(self) -> int:
-        """How many of the failures are photographs without a face."""
-        return sum(reason.startswith("no face found") for _, reason in self.failures)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "no_face": self.no_face}
-
-    def __str__(self) -> str:
-        rate = self.images / max(self.seconds, 1e-9)
-        return (
-            f"{self.enrolled} of {self.images} images enrolled, {self.new_people} new people, in {self.seconds:.1f} s "
-            f"({rate:.0f} images/s); {self.already} were there already, {len(self.failures)} failed "
-            f"({self.no_face} without a face)"
-        )
-
-
-@dataclass(frozen=True)
-class Match:
-    """One face that was looked for.
-
-    Attributes:
-        source: position of its image among the probes.
-        name: who it is; None: nobody in the gallery is like it enough.
-        candidates: the people most like it, best first, whoever reaches the threshold or not.
-        thresholds: the cosine that each candidate has to reach, chosen by the smaller effective resolution of the probe
-            and the candidate's images.
-        threshold_from: "given", "card" (measured for this model) or "default" (neither: uncalibrated).
-        box: left, top, right, bottom in the photograph; None for a crop.
-        effective_resolution: of the probe, in pixels.
-    """
-
-    source: int
-    name: str | None
-    candidates: list[Candidate]
-    thresholds: list[float]
-    threshold_from: str
-    box: tuple[float, float, float, float] | None
-    effective_resolution: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; each candidate says whether it is ``accepted``."""
-        return {
-            "source": self.source,
-            "name": self.name,
-            "box": self.box,
-            "effective_resolution": self.effective_resolution,
-            "threshold_from": self.threshold_from,
-            "candidates": [
-                {**asdict(each), "threshold": threshold, "accepted": each.similarity >= threshold}
-                for each, threshold in zip(self.candidates, self.thresholds, strict=True)
-            ],
-        }
-
-
-@dataclass(frozen=True)
-class Search:
-    """Faces found in the probes, in the order of the images, and ``(position, reason)`` of images that gave none."""
-
-    matches: list[Match]
-    failures: list[tuple[int, str]]
-
-
-@dataclass(frozen=True)
-class Removal:
-    """``removed``: how many images were deleted of each person; ``absent``: names that nobody in the gallery has."""
-
-    removed: dict[str, int]
-    absent: list[str]
 
 
 class Gallery:
@@ -196,7 +96,7 @@ class Gallery:
         if _is_milvus(backend, uri, token):
             from lrface.gallery.milvus import MilvusStore
 
-            return cls(MilvusStore.open(str(place), str(uri), token), str(place), embedder)
+            return cls(MilvusStore(str(place), str(uri), token), str(place), embedder)
         return cls(FolderStore(Path(place).expanduser()), str(place), embedder)
 
     @classmethod
@@ -257,13 +157,13 @@ class Gallery:
             LrfaceError: somebody else writes, or the disk is full; what was acknowledged stays.
         """
         embedder = self._needed_embedder()
-        pairs = [(check_name(name), image) for name, image in _pairs(people)]
+        pairs = [(check_name(name), image) for name, image in pairs_of(people)]
         report = Enrolment(images=len(pairs))
         started = time.monotonic()
         with self._writing(), progress_bar(len(pairs), "enrol", enabled=progress) as bar:
             self._set_index(index)
             done = 0
-            for read, batch in _batches(pairs, report):
+            for read, batch in batches(pairs, report):
                 new = self._unknown(batch, report)
                 if new:
                     found = embedder.embed(
@@ -275,7 +175,7 @@ class Gallery:
                         on_error="skip",
                     )
                     report.failures += [(new[position].label, reason) for position, reason in found.failures]
-                    kept = _first_of_each([new[position] for position in found.source], report)
+                    kept = first_of_each([new[position] for position in found.source], report)
                     rows = [new[position] for position in found.source[kept]]
                     self._commit(
                         rows,
@@ -320,13 +220,13 @@ class Gallery:
             np.full(count, default, np.float32) if given is None else np.asarray(given, np.float32)
             for given, default in ((quality, 1.0), (resolution, 112.0))
         ]
-        places = [""] * count if paths is None else [_text(path) for path in paths]
+        places = [""] * count if paths is None else [path_text(path) for path in paths]
         if not len(names) == len(places) == count or any(column.shape != (count,) for column in columns):
             raise UsageError(f"names, quality, resolution and paths must be {count} each, as the vectors are")
         if any(not np.isfinite(column).all() or column.min(initial=1.0) <= 0 for column in columns):
             raise UsageError("quality and resolution must be finite and above 0")
         pairs = [
-            _Given(check_name(name), f"vector {i}", places[i], hashlib.sha256(row.tobytes()).digest(), i)
+            Given(check_name(name), f"vector {i}", places[i], hashlib.sha256(row.tobytes()).digest(), i)
             for i, (name, row) in enumerate(zip(names, units, strict=True))
         ]
         report, started = Enrolment(images=count), time.monotonic()
@@ -334,7 +234,7 @@ class Gallery:
             self._set_index(index)
             for start in range(0, count, 16384):
                 new = self._unknown(pairs[start : start + 16384], report)
-                new = [new[i] for i in _first_of_each(new, report)]
+                new = [new[i] for i in first_of_each(new, report)]
                 at = [each.value for each in new]
                 self._commit(new, units[at], columns[0][at], columns[1][at], report)
                 bar.advance(len(pairs[start : start + 16384]))
@@ -536,14 +436,14 @@ class Gallery:
         if isinstance(self._store, FolderStore):
             self._store.refresh_index(progress)
 
-    def _unknown(self, batch: list["_Given"], report: Enrolment) -> list["_Given"]:
+    def _unknown(self, batch: list[Given], report: Enrolment) -> list[Given]:
         """Those that are not enrolled; the others are counted."""
         whose = self._store.enrolled([image.sha256 for image in batch])
-        return [image for image in batch if not _known(image, whose.get(image.sha256), report)]
+        return [image for image in batch if not is_known(image, whose.get(image.sha256), report)]
 
     def _commit(
         self,
-        rows: list["_Given"],
+        rows: list[Given],
         vectors: NDArray[np.float32],
         quality: NDArray[np.float32],
         resolution: NDArray[np.float32],
@@ -557,150 +457,6 @@ class Gallery:
             EnrolledFaces(names, hashes, paths, vectors, quality, resolution)
         )
         report.enrolled += len(rows)
-
-
-def _first_of_each(images: Sequence["_Given"], report: Enrolment) -> list[int]:
-    """Positions of images that no earlier one equals; the others are counted."""
-    seen: dict[bytes, str] = {}
-    kept = []
-    for position, image in enumerate(images):
-        if not _known(image, seen.get(image.sha256), report):
-            seen[image.sha256] = image.name
-            kept.append(position)
-    return kept
-
-
-def _known(image: "_Given", name: str | None, report: Enrolment) -> bool:
-    """Whether the image is ``name``'s already; it is counted then."""
-    if name is None:
-        return False
-    if name == image.name:
-        report.already += 1
-    else:
-        report.failures.append((image.label, f"the same image is enrolled as {name!r}"))
-    return True
-
-
-# --------------------------------------------------------------------------------------------------- sources
-
-
-@dataclass(frozen=True)
-class _Given:
-    """One image that is to be enrolled: whose, what it is called in messages, its path, hash and content."""
-
-    name: str
-    label: str
-    path: str
-    sha256: bytes
-    value: Any
-
-
-def _pairs(people: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    if not isinstance(people, Mapping):
-        yield from people
-        return
-    for name, images in people.items():
-        several = isinstance(images, list | tuple)
-        yield from ((name, image) for image in (images if several else [images]))
-
-
-def _batches(pairs: Sequence[tuple[str, Any]], report: Enrolment) -> Iterator[tuple[int, list[_Given]]]:
-    """Images read and hashed, in runs that fit into memory, and how many were tried by then; files that cannot be read go
-    to the report."""
-    batch: list[_Given] = []
-    size = 0
-    for number, (name, image) in enumerate(pairs):
-        label, path = f"image {number}", ""
-        if isinstance(image, str | Path):
-            label = path = _text(image)
-            try:
-                image = Path(image).expanduser().read_bytes()
-            except OSError as error:
-                report.failures.append((label, error.strerror or str(error)))
-                continue
-        content = _content(image)
-        batch.append(_Given(name, label, path, hashlib.sha256(content).digest(), image))
-        size += len(content)
-        if len(batch) >= _COMMIT_IMAGES or size >= _COMMIT_BYTES:
-            yield number + 1, batch
-            batch, size = [], 0
-    yield len(pairs), batch
-
-
-def _content(image: Any) -> bytes:
-    """The bytes that say whether two images are the same."""
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
-    if isinstance(image, np.ndarray):
-        return f"{image.dtype} {image.shape} ".encode() + np.ascontiguousarray(image).tobytes()
-    raise UsageError(
-        f"an image is a path, bytes, a PIL image, a numpy array or a tensor; found {type(image).__name__}"
-    )
-
-
-def _text(path: str | Path) -> str:
-    """A path as text that can be written: bytes that are no UTF-8 are written out, as in lrface.align."""
-    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def people_in(source: str | Path) -> list[tuple[str, Path]]:
-    """Whose image each file is: a folder with one folder for each person (``NAME/...``), or a CSV file with the columns
-    ``path`` (as it stands, or from the CSV file's folder) and ``name``.
-
-    Raises:
-        UsageError: neither, or a column is missing.
-        LrfaceError: no image in it.
-    """
-    source = Path(source).expanduser()
-    if source.is_file() and source.suffix.lower() == ".csv":
-        return _people_in_csv(source)
-    if not source.is_dir():
-        what = "is no folder and no .csv file" if source.exists() else "does not exist"
-        raise UsageError(f"{source} {what}; give a folder of folders, one a person, a CSV file, or a --name")
-    folders = sorted(each for each in source.iterdir() if each.is_dir() and not each.name.startswith("."))
-    if not folders:
-        raise UsageError(
-            f"{source} holds no folder for each person; with --name NAME all images in it are of that person"
-        )
-    found = []
-    for folder in folders:
-        try:
-            found += [(_text(folder.name), image) for image in find_images([folder])]
-        except LrfaceError:  # a person without images
-            continue
-    if not found:
-        raise LrfaceError(f"no images found in the folders of {source}")
-    return found
-
-
-def _people_in_csv(file: Path) -> list[tuple[str, Path]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LrfaceError(f"{file} cannot be read: {error}") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [column for column in ("path", "name") if column not in (rows.fieldnames or [])]
-    if missing:
-        raise UsageError(
-            f"{file}: column {missing[0]!r} is missing; its first line must name the columns path and name; found "
-            f"{', '.join(rows.fieldnames or []) or 'nothing'}"
-        )
-    found = []
-    try:
-        for row in rows:
-            if not row["path"] or not row["name"]:
-                raise LrfaceError(f"{file}: line {rows.line_num} lacks a path or a name")
-            path = Path(row["path"]).expanduser()
-            found.append((row["name"], path if path.is_absolute() else file.parent / path))
-    except csv.Error as error:
-        raise LrfaceError(f"{file}: line {rows.line_num}: {error}") from error
-    if not found:
-        raise LrfaceError(f"{file} names no image")
-    return found
 
 
 def enrol(
@@ -732,7 +488,7 @@ def enrol(
         pairs = [pair for source in sources for pair in people_in(source)]
     else:
         pairs = [(check_name(name), image) for image in find_images(sources)]
-    there = {"backend": backend, "uri": uri, "token": token}
+    there: dict[str, Any] = {"backend": backend, "uri": uri, "token": token}
     if Gallery.exists(place, **there):
         gallery = Gallery.open(place, embedder(), **there)
         for option, value in (("pooling", pooling), ("flip", flip)):
@@ -753,21 +509,6 @@ def enrol(
         index = None
     with gallery:
         return gallery.add(pairs, kind=kind, batch_size=batch_size, index=index, progress=progress)
-
-
-def matches_text(found: Search, files: Sequence[str]) -> str:
-    """One line for each face: image, verdict, and the candidates."""
-    lines = []
-    for match in found.matches:
-        others = (
-            ", ".join(f"{each.name} {each.similarity:.3f}" for each in match.candidates) or "nobody enrolled"
-        )
-        at = f"{match.thresholds[0]:.3f} ({match.threshold_from})" if match.thresholds else "none"
-        lines.append(
-            f"{files[match.source]}: {match.name or 'unknown'} [{others}; threshold {at} at "
-            f"{match.effective_resolution:.0f} pixels]"
-        )
-    return "\n".join(lines)
 
 
 def _fingerprint(embedder: FaceEmbedder) -> dict[str, Any]:
