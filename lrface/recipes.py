@@ -179,6 +179,9 @@ def find_data(path: str, root: str | Path | None = None) -> Path:
 
 def build_source(recipe: config.Recipe, root: str | Path | None = None) -> tuple[FaceSource, str]:
     """The recipe's faces and a name for them."""
+    # What a method needs is known before it is built; of an unknown one, it is told later what is wrong.
+    needs = [getattr(METHODS.get(stage.method.name), "needs", ("label",)) for stage in recipe.stages]
+    labelled = any("label" in each for each in needs)
     if recipe.data.synthetic is not None:
         from lrface.data.synthetic import SyntheticFaces
 
@@ -189,12 +192,10 @@ def build_source(recipe: config.Recipe, root: str | Path | None = None) -> tuple
         path = recipe.data.path
         assert path is not None
         places = [find_data(each, root) for each in ([path] if isinstance(path, str) else path)]
-        opened = [open_source(place) for place in places]
+        opened = [open_source(place, labelled) for place in places]
         source = opened[0] if len(opened) == 1 else JoinedSource(opened, [str(place) for place in places])
         name = " + ".join(map(str, places))
-    # What a method needs is known before it is built; of an unknown one, it is told later what is wrong.
-    needs = [getattr(METHODS.get(stage.method.name), "needs", ("label",)) for stage in recipe.stages]
-    check_source(source, name, labelled=any("label" in each for each in needs))
+    check_source(source, name, labelled)
     return source, name
 
 
@@ -248,11 +249,18 @@ def build_method(recipe: config.Recipe, stage: config.Stage, identities: int) ->
             f"stage {stage.name!r}: the method restore trains a corruption network, the others a backbone; found "
             f"{stage.method.name} with {network.name}"
         )
-    if not isinstance(encoder, CorruptionNetwork) and METHODS.takes(stage.method.name, "head"):
+    # Robustify computes some of its losses only: what has no weight needs no part.
+    unused = {
+        part
+        for part, weight in (("head", "recognition_weight"), ("decoder", "quality_weight"))
+        if stage.method.name == "robustify" and stage.method.arguments.get(weight) == 0
+    }
+    takes = [each for each in ("head", "decoder") if METHODS.takes(stage.method.name, each)]
+    if not isinstance(encoder, CorruptionNetwork) and "head" in takes and "head" not in unused:
         arguments["head"] = build_head(
             recipe.head.name, encoder.embedding_size, identities, **recipe.head.arguments
         )
-    if stage.method.name == "qualnet" and not isinstance(encoder, CorruptionNetwork):
+    if not isinstance(encoder, CorruptionNetwork) and "decoder" in takes and "decoder" not in unused:
         arguments["decoder"] = build_decoder_for(encoder, recipe.decoder.name, **recipe.decoder.arguments)
     try:
         arguments["policy"] = stage_policy(stage)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from onnx_files import write_recogniser
 
 from lrface import config
 from lrface.config import parse_recipe, to_plain, to_yaml
@@ -234,11 +235,14 @@ def test_differences_name_dotted_keys():
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
-def test_every_shipped_recipe_builds(name):
+def test_every_shipped_recipe_builds(name, tmp_path):
     recipe = load_recipe(name)
     assert recipe.description, "a recipe says what it is"
     if recipe.backbone.name == "open_clip":
         pytest.importorskip("open_clip", reason="pip install 'lrface[clip]'")
+    if recipe.backbone.name == "onnx":
+        pytest.importorskip("onnx2torch", reason="pip install 'lrface[onnx]'")
+        recipe.backbone.arguments["path"] = str(write_recogniser(tmp_path / "recogniser.onnx"))
     assert parse_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
     for index, stage in enumerate(recipe.stages):
         stage_settings(stage)

@@ -1,5 +1,6 @@
 """A folder of identity folders of aligned crops, read in place."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ class FolderSource(ImageFiles):
 
     Hidden files and files that are no images by name are passed over. Labels follow the sorted folder names.
 
+    Args:
+        labelled: without labels, images may also lie in ROOT itself, where no folder holds any; all are of one identity
+            then, named as ROOT.
+
     Raises:
         LrfaceError: no identity folder with an image in it.
     """
@@ -41,7 +46,7 @@ class FolderSource(ImageFiles):
     format = "folder"
     repair = "Remove it or copy it again"
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, labelled: bool = True):
         self.root = Path(root)
         self.identities: list[str] = []
         self.paths: list[Path] = []
@@ -49,15 +54,14 @@ class FolderSource(ImageFiles):
         for folder in sorted(entry for entry in self.root.iterdir() if entry.is_dir()):
             if folder.name.startswith("."):
                 continue
-            images = sorted(
-                path
-                for path in folder.rglob("*")
-                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-            )
+            images = _images(folder.rglob("*"))
             if images:
                 labels += [len(self.identities)] * len(images)
                 self.identities.append(folder.name)
                 self.paths += images
+        if not self.paths and not labelled:
+            self.paths = _images(self.root.iterdir())
+            self.identities, labels = [self.root.name], [0] * len(self.paths)
         if not self.paths:
             raise LrfaceError(
                 f"{self.root}: no images found; expected {self.root}/IDENTITY/IMAGE.jpg (aligned crops). "
@@ -68,3 +72,11 @@ class FolderSource(ImageFiles):
     def sources(self) -> list[str]:
         """Paths relative to the root, with forward slashes."""
         return [path.relative_to(self.root).as_posix() for path in self.paths]
+
+
+def _images(paths: Iterable[Path]) -> list[Path]:
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )

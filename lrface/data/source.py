@@ -48,7 +48,7 @@ class FaceSource(Protocol):
     def sources(self) -> list[str]: ...
 
 
-def open_source(path: str | Path) -> FaceSource:
+def open_source(path: str | Path, labelled: bool = True) -> FaceSource:
     """Open training data, of whatever format it is; told from the files that are there and how they begin.
 
     - packed data: a folder with index.json (``lrface align``, ``lrface pack``);
@@ -57,7 +57,8 @@ def open_source(path: str | Path) -> FaceSource:
     - Parquet or Arrow with an image and a label column (Hugging Face's layout): a file or a folder of shards;
     - WebDataset: a .tar file or a folder of them;
     - a bcolz carray NAME/ or AdaFace's NAME/memfile, with NAME_labels.npy beside it;
-    - MNIST's IDX files: train-images-idx3-ubyte or a folder with one such file, gzipped or not, and its labels.
+    - MNIST's IDX files: train-images-idx3-ubyte or a folder with one such file, gzipped or not, and its labels;
+    - unless ``labelled``, a folder of aligned crops.
 
     Raises:
         LrfaceError: the path does not exist or holds none of these.
@@ -85,7 +86,7 @@ def open_source(path: str | Path) -> FaceSource:
         raise LrfaceError(f"{path}: a file of no known format; training data is {LAYOUTS}")
     from lrface.data.folder import FolderSource
 
-    return FolderSource(path)
+    return FolderSource(path, labelled)
 
 
 def identity_names(labels: np.ndarray, name: str | Path) -> list[str]:

@@ -9,6 +9,7 @@ from lrface.methods.contrastive import Contrastive
 from lrface.methods.distil import Distil
 from lrface.methods.qualnet import QualNet
 from lrface.methods.restore import Restore
+from lrface.methods.robustify import Reconstruct, Robustify
 from lrface.registry import Registry
 
 METHODS: Registry[Method] = Registry("method")
@@ -19,7 +20,9 @@ METHODS.register("consistency", Consistency)
 METHODS.register("contrastive", Contrastive)
 METHODS.register("distil", Distil)
 METHODS.register("qualnet", QualNet)
+METHODS.register("reconstruct", Reconstruct)
 METHODS.register("restore", Restore)
+METHODS.register("robustify", Robustify)
 
 __all__ = [
     "METHODS",
@@ -31,6 +34,8 @@ __all__ = [
     "Distil",
     "Method",
     "QualNet",
+    "Reconstruct",
     "Restore",
+    "Robustify",
     "StepOutput",
 ]

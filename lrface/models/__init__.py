@@ -21,6 +21,7 @@ from lrface.models.onnx_network import OnnxBackbone
 from lrface.models.open_clip import OpenClipBackbone
 from lrface.models.per_example import CorruptionNetwork, load_published
 from lrface.models.preact_resnet import PreActivationResNet
+from lrface.models.python_network import PythonBackbone
 from lrface.registry import Registry
 
 BACKBONES: Registry[FaceBackbone] = Registry("backbone")
@@ -39,6 +40,7 @@ BACKBONES.register("torchvision", TorchvisionBackbone)
 BACKBONES.register("timm", TimmBackbone)
 BACKBONES.register("open_clip", OpenClipBackbone)
 BACKBONES.register("onnx", OnnxBackbone)
+BACKBONES.register("python", PythonBackbone)
 for _model in ("resnet18", "resnet50", "resnext101_32x8d"):
     BACKBONES.register(_model, partial(TorchvisionBackbone, model=_model))
 BACKBONES.register("irevnet", IRevNet)

@@ -25,18 +25,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrface.errors import LrfaceError, UsageError
-from lrface.models.blocks import FaceBackbone, PReLU, StridedDepthwise
+from lrface.models.blocks import PReLU
 from lrface.models.onnx_teacher import CARD_KEY, takes_signed
+from lrface.models.traced import TracedBackbone, shapes_of, tidy
 
 KEPT = 64
 """Numbers of a tensor that the structure keeps: shapes, bounds and scales, but no weights."""
 LARGEST = 256 << 20  # bytes of an unpacked structure
 # What a plain number of the file may be trained in.
 _TRAINED = ("OnnxBinaryMathOperation", "OnnxMatMul", "OnnxGemm", "OnnxPReLU", "OnnxSum")
-_CAN_BE_OVERWRITTEN = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # whose gradient does not need what they gave
 
 
-class OnnxBackbone(FaceBackbone):
+class OnnxBackbone(TracedBackbone):
     """The network of an ONNX file; see this module.
 
     Input RGB float [n, 3, input_size, input_size] in [0, 1]; feature map float [n, feature_channels, feature_size,
@@ -86,44 +86,22 @@ class OnnxBackbone(FaceBackbone):
         self.normalise = _Normalise(colour == "BGR", shift, scale)
         self.input_size = _choose(model, output, what)
         self.graph = _pack(model)
+        device = torch.get_default_device()  # "meta" where only shapes are wanted, and shapes need a run here
         with torch.device("cpu"):
             self._build(model, what)
+        self.to(device)
 
-    def features(self, x: Tensor) -> Tensor:
-        feature_map = self.body(self.normalise(x))
-        return feature_map if self._has_map else feature_map.flatten(1)[:, :, None, None]
-
-    def embed(self, feature_map: Tensor) -> Tensor:
-        return (self.output(feature_map) if self._has_map else feature_map).flatten(1)
+    def prepared(self, x: Tensor) -> Tensor:
+        return self.normalise(x)
 
     def described(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"graph": self.graph, **self._given}
 
     def _build(self, model: Any, what: str) -> None:
         network = _convert(model, what)
-        shapes = [_shapes(network, n, self.input_size, what) for n in (2, 3)]
-        _flatten(network, shapes)
+        _flatten(network, [shapes_of(network, n, self.input_size, what) for n in (2, 3)])
         _trained(network)
-        _faster(network)
-        found = [shape[-1] for shape in (list(each.values()) for each in shapes)]
-        if any(
-            shape is None or shape[0] != n or shape[1:].numel() != shape[1]
-            for shape, n in zip(found, (2, 3), strict=True)
-        ):
-            raise LrfaceError(
-                f"{what}: its output is of shape {list(found[1] or ())} for 3 images; embeddings are [n, d]"
-            )
-        self.embedding_size = int(found[0][1])  # type: ignore[index]
-        cut = _last_map(network, shapes[0])
-        self._has_map = cut is not None
-        if cut is None:
-            self.body, self.output = network, nn.Identity()
-            self.feature_channels, self.feature_size = self.embedding_size, 1
-            return
-        self.body, self.output = _parted(network, cut)
-        shape = shapes[0][cut]
-        assert shape is not None
-        self.feature_channels, self.feature_size = int(shape[1]), int(shape[2])
+        self._part(network, what)
 
 
 class _Normalise(nn.Module):
@@ -273,33 +251,6 @@ def _convert(model: Any, what: str) -> fx.GraphModule:
     return network.eval()
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a network and keeps the shape of each node's tensor, None for what is no tensor."""
-
-    def __init__(self, network: fx.GraphModule):
-        super().__init__(network)
-        self.found: dict[str, torch.Size | None] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.found[n.name] = value.shape if isinstance(value, Tensor) else None
-        return value
-
-
-def _shapes(network: fx.GraphModule, n: int, size: int, what: str) -> dict[str, torch.Size | None]:
-    """Shapes by node for ``n`` images, the output's last."""
-    runner = _Shapes(network)
-    try:
-        with torch.no_grad():
-            runner.run(torch.full((n, 3, size, size), 0.5))
-    except Exception as error:  # as above
-        reason = str(error).partition("\n")[0][:200]
-        raise LrfaceError(
-            f"{what} does not take {n} images of {size} x {size} pixels ({reason}); export it with a batch of any size"
-        ) from error
-    return runner.found
-
-
 def _flatten(network: fx.GraphModule, shapes: Sequence[dict[str, torch.Size | None]]) -> None:
     """Reshapes to [n, all the rest] by sizes that the file computes become plain flattening."""
     for node in list(network.graph.nodes):
@@ -309,7 +260,7 @@ def _flatten(network: fx.GraphModule, shapes: Sequence[dict[str, torch.Size | No
         if all(a is not None and b is not None and b == (a[0], a[1:].numel()) for a, b in pairs):
             network.set_submodule(node.target, nn.Flatten(1))
             node.args = node.args[:1]
-    _tidy(network)
+    tidy(network)
 
 
 def _trained(network: fx.GraphModule) -> None:
@@ -337,87 +288,4 @@ def _trained(network: fx.GraphModule) -> None:
             else:
                 delattr(holder, name)
                 holder.register_parameter(name, nn.Parameter(value.detach().clone()))
-    _tidy(network)
-
-
-def _faster(network: fx.GraphModule) -> None:
-    """Activations write into what a layer gave where nobody else reads it; see also
-    :class:`~lrface.models.blocks.StridedDepthwise`."""
-    for part in network.modules():
-        if type(part) is nn.Conv2d and part.groups == part.in_channels > 1 and max(part.stride) > 1:
-            part.__class__ = StridedDepthwise
-    for node in network.graph.nodes:
-        if node.op != "call_module" or not node.all_input_nodes:
-            continue
-        layer, before = network.get_submodule(node.target), node.all_input_nodes[0]
-        if not isinstance(layer, (nn.ReLU, nn.ReLU6)) or len(before.users) != 1 or before.op != "call_module":
-            continue
-        if isinstance(network.get_submodule(before.target), _CAN_BE_OVERWRITTEN):
-            layer.inplace = True
-
-
-def _last_map(network: fx.GraphModule, shapes: dict[str, torch.Size | None]) -> str | None:
-    """The last node with a square map of more than one pixel that all nodes behind it come from."""
-    order = {node: number for number, node in enumerate(network.graph.nodes)}
-    images = next(node for node in order if node.op == "placeholder")
-    moving = {images}  # what depends on the images
-    earliest: dict[fx.Node, int] = {}
-    for node in order:
-        inputs = [each for each in node.all_input_nodes if each in moving]
-        if inputs:
-            moving.add(node)
-            earliest[node] = min(order[each] for each in inputs)
-    reach = len(order)
-    for node in reversed(order):
-        shape = shapes.get(node.name)
-        if (
-            node in moving
-            and node not in (images,)
-            and node.op != "output"
-            and reach >= order[node]
-            and shape is not None
-            and len(shape) == 4
-            and shape[2] == shape[3] > 1
-        ):
-            return node.name
-        reach = min(reach, earliest.get(node, reach))
-    return None
-
-
-def _parted(network: fx.GraphModule, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The network up to the node ``cut``, and from there on."""
-    body, output = fx.Graph(), fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    behind: dict[fx.Node, fx.Node] = {}
-    passed = False
-    for node in network.graph.nodes:
-        if passed:
-            # A number that the file shares between both parts is read in both.
-            for each in node.all_input_nodes:
-                if each not in behind:
-                    _again(each, output, behind)
-            behind[node] = output.node_copy(node, lambda each: behind[each])
-            continue
-        copies[node] = body.node_copy(node, lambda each: copies[each])
-        if node.name == cut:
-            body.output(copies[node])
-            behind[node] = output.placeholder("feature_map")
-            passed = True
-    parts = fx.GraphModule(network, body), fx.GraphModule(network, output)
-    for part in parts:
-        _tidy(part)
-    return parts
-
-
-def _tidy(network: fx.GraphModule) -> None:
-    network.graph.eliminate_dead_code()
-    network.delete_all_unused_submodules()
-    network.recompile()
-
-
-def _again(node: fx.Node, graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> None:
-    """Copy ``node``, which depends on no image, with what it depends on."""
-    for each in node.all_input_nodes:
-        if each not in copies:
-            _again(each, graph, copies)
-    copies[node] = graph.node_copy(node, lambda each: copies[each])
+    tidy(network)
