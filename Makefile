@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup demo test test-slow lint bench wheel clean distclean
+.PHONY: help setup demo test test-slow lint bench docs wheel clean distclean
 
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
@@ -71,11 +71,14 @@ lint: $(INSTALLED) ## ruff and mypy
 bench: $(INSTALLED) ## measure against the tools it replaces -> eval/results/bench.json; ONLY=name for one
 	$(RUN) eval/bench.py $(if $(ONLY),--only '$(ONLY)') $(if $(QUICK),--quick)
 
+docs: $(INSTALLED) ## build the site of docs/ into site/, the tutorial run for it; a broken link is an error
+	$(RUN) -m mkdocs build --strict
+
 wheel: $(INSTALLED) ## build the wheel into dist/
 	$(RUN) -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove what building, testing and the demo left; .venv and runs/ stay
-	rm -rf build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## also remove .venv
