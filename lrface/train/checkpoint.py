@@ -177,8 +177,11 @@ def check_fits(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
         raise LrfaceError(f"{what} is of another architecture: {'; '.join(found)}")
 
 
-def check_card(card: dict[str, Any], path: Path) -> None:
-    """Raises LrfaceError unless ``card`` describes a model this version can read and feed correctly."""
+def check_card(card: dict[str, Any], path: Path, ranges: Collection[list[int]] = ([0, 1],)) -> None:
+    """Raises LrfaceError unless ``card`` describes a model this version can read and feed correctly.
+
+    ``ranges``: those of pixels that the caller can give.
+    """
     if card.get("format") != "lrface-model":
         raise LrfaceError(f"{path}: field 'format' must be 'lrface-model'; found {card.get('format')!r}")
     if card.get("version") != 1:
@@ -188,7 +191,9 @@ def check_card(card: dict[str, Any], path: Path) -> None:
     entry = card.get("input")
     if not isinstance(entry, dict):
         raise LrfaceError(f"{path}: field 'input' must say size, colour and range; found {entry!r}")
-    for field, wanted in (("colour", "RGB"), ("range", [0, 1]), ("normalisation", "inside")):
+    given = entry.get("range")
+    known = given if given in ranges else [0, 1]
+    for field, wanted in (("colour", "RGB"), ("range", known), ("normalisation", "inside")):
         if entry.get(field) != wanted and (field, entry.get(field)) != ("colour", "grey"):
             raise LrfaceError(f"{path}: field 'input.{field}' must be {wanted!r}; found {entry.get(field)!r}")
 
