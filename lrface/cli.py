@@ -1112,7 +1112,8 @@ def probe(
         typer.Option(
             "--model",
             help="NAME=MODEL or MODEL, an encoder that stays as it is; may repeat. A run of `lrface train`, a .safetensors, "
-            ".onnx or .pt2 file, module:function, torchvision:NAME@weights=FILE or timm:NAME@weights=FILE,mean=M,std=S.",
+            ".onnx or .pt2 file, module:function, torchvision:NAME@weights=FILE, timm:NAME@weights=FILE,mean=M,std=S or "
+            "open_clip:NAME@weights=FILE.",
         ),
     ] = None,
     own_head: Annotated[
@@ -1238,6 +1239,22 @@ def perturbation(
     model: Classifiers,
     images: LabelledPath,
     noise: Annotated[
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Judge open_clip's networks by its text tower as well.")
+    ] = False,
+    text_weights: Annotated[
+        str | None,
+        typer.Option("--text-weights", help="File of the whole CLIP model, where the network names none."),
+    ] = None,
+    prompts: Annotated[
+        str, typer.Option("--prompts", help="openai (80 sentences), simple (7), or a file: {} is the class.")
+    ] = "openai",
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            "--class-names", help="File with a name a line, in the classes' order; else the data's."
+        ),
+    ] = None,
         str | None, typer.Option("--noise", help="Of gaussian,uniform,adversarial; default: all three.")
     ] = None,
     count: ImageCount = 1000,
@@ -1276,6 +1293,10 @@ def perturbation(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images searched at once.")] = 256,
     json_output: Json = False,
+            zero_shot=zero_shot,
+            text_weights=text_weights,
+            prompts=prompts,
+            class_names=class_names,
 ) -> None:
     """How much noise a classifier bears: the median size at which it errs, for Gaussian, uniform and adversarial noise.
 

@@ -15,7 +15,10 @@ from lrface.features import COLOURS
 from lrface.losses.contrastive import VARIANTS
 
 UNITS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "auc": "AUC"}
-LEVELS = {"pixel_mask": "share of the pixels that are missing", "gaussian_noise": "deviation of the noise"}
+LEVELS = {
+    "pixel_mask": ("missing pixels", "share of the pixels that are missing"),
+    "gaussian_noise": ("Gaussian noise", "deviation of the noise"),
+}
 HIGHER = {name: levels[4:] for name, (_, levels) in OTHER_LEVELS.items()}
 """Those of Figure 4 among the levels of Table 10."""
 
@@ -106,28 +109,29 @@ def label_panels(results: Sequence[dict[str, Any]], what: str) -> list[Panel]:
 
 def level_panels(number: str, results: Sequence[dict[str, Any]], what: str) -> list[Panel]:
     """Figures 4, 5 and 6: accuracy by the level of the test images' degradation, a panel for each kind of it."""
-    found: dict[str, dict[str, dict[float, list[dict[str, Any]]]]] = {}
-    trained: dict[str, tuple[float, float] | None] = {}
+    found: dict[tuple[str, float, float], dict[str, dict[float, list[dict[str, Any]]]]] = {}
     for row in results:
-        label = curve_label(row["key"])
-        name = row["evaluation"]["train_degrade"]["name"]
-        argument = OTHER_LEVELS[name][0]
         block = row["evaluation"]["train_degrade"]
-        limits = block.get(f"{argument}_range") or [block[argument]] * 2
-        title = (
-            f"{name.replace('_', ' ')}, trained with {' to '.join(f'{x:g}' for x in dict.fromkeys(limits))}"
-        )
-        trained[title] = (limits[0], limits[1])
+        name = block["name"]
+        argument = OTHER_LEVELS[name][0]
+        low, high = block.get(f"{argument}_range") or [block[argument]] * 2
+        curves = found.setdefault((name, low, high), {})
         for result in row["evaluation"]["results"]:
             level = result["test_degrade"][argument]
             if result["name"] == "student" and (number != "4" or level in HIGHER[name]):
-                found.setdefault(title, {}).setdefault(label, {}).setdefault(level, []).append(result[what])
+                curves.setdefault(curve_label(row["key"]), {}).setdefault(level, []).append(result[what])
     made = []
-    for title, networks in found.items():
-        curves = [Curve(label, points) for label, levels in networks.items() if (points := _points(levels))]
-        name = title.partition(",")[0].replace(" ", "_")
-        printed = {"end-to-end (Table 12)": TABLE_12[name]} if number == "4" and what == "top1" else {}
-        made.append(Panel(title, LEVELS[name], curves, trained=trained[title], paper=printed))
+    for (name, low, high), networks in found.items():
+        limits = " to ".join(f"{level:g}" for level in dict.fromkeys((low, high)))
+        made.append(
+            Panel(
+                f"{LEVELS[name][0]}, trained with {limits}",
+                LEVELS[name][1],
+                [Curve(label, points) for label, levels in networks.items() if (points := _points(levels))],
+                trained=(low, high),
+                paper={"end-to-end (Table 12)": TABLE_12[name]} if number == "4" and what == "top1" else {},
+            )
+        )
     return made
 
 
@@ -157,8 +161,6 @@ def draw(path: str | Path, made: Sequence[Panel], title: str, what: str) -> None
     cells = figure.subplots(1, len(made), squeeze=False)[0]
     names = list(dict.fromkeys(curve.label for panel in made for curve in panel.curves))
     for axes, panel in zip(cells, made, strict=True):
-        if panel.trained is not None and panel.trained[0] < panel.trained[1]:
-            axes.axvspan(*panel.trained, color="0.93", zorder=0, label="trained with")
         for curve in panel.curves:
             colour = COLOURS[names.index(curve.label) % len(COLOURS)]
             xs = [point.x for point in curve.points]
@@ -185,6 +187,9 @@ def draw(path: str | Path, made: Sequence[Panel], title: str, what: str) -> None
             axes.minorticks_off()
             axes.set_xticks(every, [f"{100 * x:g} %" for x in every])
         elif panel.trained is not None and every:
+            low, high = panel.trained
+            if low < high and low <= every[-1] and every[0] <= high:
+                axes.axvspan(low, high, color="0.93", zorder=0, label="trained with")
             margin = 0.04 * (every[-1] - every[0] or 1.0)
             axes.set_xlim(every[0] - margin, every[-1] + margin)
         axes.set_title(panel.title, fontsize=11)

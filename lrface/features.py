@@ -294,6 +294,11 @@ def open_networks(
         if text.startswith(("torchvision:", "timm:")):
             networks.append(_classifier(name, text, device, kind))
             continue
+        if text.startswith("open_clip:"):
+            from lrface.zero_shot import open_clip_network
+
+            networks.append(open_clip_network(name, text, device))
+            continue
         from lrface.embed import open_model
 
         embedder = open_model(text, device=device)

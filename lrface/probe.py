@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ from lrface.progress import progress
 from lrface.registry import nearest
 from lrface.restorers import Restorer, build_restorer
 from lrface.train.trainer import resolve_device
+
+if TYPE_CHECKING:
+    from lrface.zero_shot import TextClassifier
 
 CHUNK = 256
 """Images that a policy draws for at once. Draws belong to places in the data: which of them are used changes nothing."""
@@ -564,8 +567,8 @@ class ProbeRun(Findings):
         about: ``train, test, classes, images`` (of each split), ``size, degrade, train_degrade, test_degrade, restore,
             labels, seeds, views, seed, settings, relabel, broken``.
         results: for each network, share of labels and test operator ``name, model, model_sha256, classifier`` ("probe",
-            "own head", or the name of the network whose probe it is), ``labels, training_images, test_degrade`` and
-            for each of :data:`FIGURES` ``mean, standard_error, values``.
+            "own head", "zero-shot", or the name of the network whose probe it is), ``labels, training_images,
+            test_degrade`` and for each of :data:`FIGURES` ``mean, standard_error, values``.
     """
 
     def to_text(self) -> str:
@@ -631,6 +634,10 @@ def run_probe(
     images: int | None = None,
     views: int = 1,
     image_set: str | None = None,
+    zero_shot: bool = False,
+    text_weights: str | None = None,
+    prompts: str = "openai",
+    class_names: str | None = None,
     settings: ProbeSettings | None = None,
     seed: int = 0,
     root: str | Path | None = None,
@@ -664,6 +671,8 @@ def run_probe(
         images: about so many test images at most, drawn alike from each class.
         views: draws of each training image.
         image_set: how large images are for networks that take any size: imagenet-c 224, tiny-imagenet-c 64, cifar-c 32.
+        zero_shot: networks of open_clip are also judged by its text tower; see :mod:`lrface.zero_shot`, and there for
+            ``text_weights``, ``prompts`` and ``class_names``.
         seed: of all that is drawn.
         keep_features: on disk, below ``cache``, $LRFACE_CACHE or ~/.cache/lrface.
 
@@ -718,6 +727,7 @@ def run_probe(
         None if classes is None else class_subset(classes),
         None if relabel is None else parse_relabel(relabel),
     )
+    readers = _text_classifiers(probed, names, prompts, class_names, text_weights) if zero_shot else {}
     lessons_of = {
         share: training.rows[label_rows(training.labels[training.rows], share, seed)] for share in shares
     }
@@ -749,6 +759,7 @@ def run_probe(
             "seed": seed,
             "settings": vars(settings),
             "relabel": None if relabel is None else parse_relabel(relabel),
+            **({"prompts": prompts} if zero_shot else {}),
         }
     )
     # What is fitted: (network, share) -> its classifier.
@@ -813,6 +824,9 @@ def run_probe(
             for share in shares:
                 judge(network, "probe", share, _linear(layers[network.name, share], network))
         for network in probed:
+            if network.name in readers:
+                judge(network, "zero-shot", None, _by_text(readers[network.name]))
+        for network in probed:
             if giver is not None and network is not giver:
                 for share in shares:
                     judge(network, giver.name, share, _linear(layers[giver.name, share], network))
@@ -833,6 +847,38 @@ def _linear(layer: nn.Linear, network: Network) -> Callable[[NDArray[np.float32]
             )
         with torch.inference_mode():
             return layer(directions(features)).numpy()
+
+    return scores
+
+
+def _text_classifiers(
+    probed: Sequence[Network],
+    names: Sequence[str],
+    prompts: str,
+    class_names: str | None,
+    weights: str | None,
+) -> "dict[str, TextClassifier]":
+    """By network, for those that are image towers of open_clip."""
+    from lrface.zero_shot import is_open_clip, read_class_names, read_prompts, text_classifier
+
+    towers = [network for network in probed if is_open_clip(network.card)]
+    if not towers:
+        raise UsageError(
+            "--zero-shot: no --model is of open_clip: a run with backbone {name: open_clip, ...}, or "
+            "open_clip:MODEL@weights=FILE"
+        )
+    called, sentences = read_class_names(names, class_names), read_prompts(prompts)
+    return {network.name: text_classifier(network.card, called, sentences, weights) for network in towers}
+
+
+def _by_text(reader: "TextClassifier") -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    def scores(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        if features.shape[1] != reader.directions.shape[1]:
+            raise UsageError(
+                f"--zero-shot: texts have embeddings of {reader.directions.shape[1]} numbers, the network gives "
+                f"{features.shape[1]}"
+            )
+        return reader.scores(torch.from_numpy(features)).numpy()
 
     return scores
 

@@ -126,7 +126,7 @@ def test_curves_by_level(tmp_path):
     levels = [result(60 - 50 * x, name="student", **{"missing": x}) for x in (0.1, 0.96, 0.99)]
     found = [row("contrastive-mask_range", mask, *levels), row("supervised-mask_range", mask, *levels[1:])]
     (higher,) = panels("4", found, "top1")
-    assert higher.title == "pixel mask, trained with 0.5 to 0.95" and higher.trained == (0.5, 0.95)
+    assert higher.title == "missing pixels, trained with 0.5 to 0.95" and higher.trained == (0.5, 0.95)
     assert [point.x for point in higher.curves[0].points] == [0.96, 0.99], (
         "Table 10's lower ones are not in it"
     )
@@ -137,7 +137,7 @@ def test_curves_by_level(tmp_path):
     ]
     (one,) = panels("6", losses, "auc")
     assert [curve.label for curve in one.curves] == ["contrastive student", "MSE", "student against student"]
-    assert one.title == "gaussian noise, trained with 0.5" and one.paper == {}
+    assert one.title == "Gaussian noise, trained with 0.5" and one.paper == {}
     draw(tmp_path / "four.svg", [higher], "levels", "auc")
     with pytest.raises(UsageError, match="ends in .png or .svg"):
         draw(tmp_path / "four.jpg", [higher], "levels", "auc")

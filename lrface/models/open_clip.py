@@ -60,7 +60,7 @@ class OpenClipBackbone(LibraryBackbone):
         input_size: int | None = None,
     ):
         self._tag, self._file = pretrained, weights  # before the rest: what is built depends on them
-        size = _configuration(model)["vision_cfg"]["image_size"] if input_size is None else input_size
+        size = configuration_of(model)["vision_cfg"]["image_size"] if input_size is None else input_size
         if not isinstance(size, int):
             raise UsageError(
                 f"backbone.model: open_clip's {model} takes images of {size} pixels, not square ones"
@@ -70,7 +70,7 @@ class OpenClipBackbone(LibraryBackbone):
     def _build(self) -> None:
         import open_clip
 
-        configuration = _configuration(self.model)
+        configuration = configuration_of(self.model)
         forced: dict[str, Any] = {}
         native = configuration["vision_cfg"]["image_size"]
         if self.input_size != native:
@@ -127,7 +127,7 @@ class OpenClipBackbone(LibraryBackbone):
             LrfaceError: the file is missing, broken or of another network; the tag's weights are not in the cache and
                 cannot be downloaded. The message says what to do.
         """
-        file = Path(self._file).expanduser() if self._file else self._download()
+        file = Path(self._file).expanduser() if self._file else download(self.model, self._tag)
         found = read_weights(file)
         tower = {key.removeprefix(TOWER): value for key, value in found.items() if key.startswith(TOWER)}
         state = {self.own_name(key): value for key, value in (tower or found).items()}
@@ -140,26 +140,44 @@ class OpenClipBackbone(LibraryBackbone):
         self.load_state_dict(state)
         return f"starts from {file}", {}
 
-    def _download(self) -> Path:
-        import open_clip
 
-        call = f"open_clip.download_pretrained(open_clip.get_pretrained_cfg('{self.model}', '{self._tag}'))"
-        try:
-            with _quiet():
-                found = open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.model, self._tag))
-        except Exception as error:  # huggingface_hub and urllib share no base class below Exception
-            reason = str(error).partition("\n")[0][:200]
-            raise LrfaceError(
-                f"open_clip's weights {self._tag!r} of {self.model} are not on this machine and could not be downloaded "
-                f"({type(error).__name__}: {reason}). Where there is a network, run\n"
-                f'    python -c "import open_clip; print({call})"\n'
-                "copy the file that it names to this machine, and give it as weights: FILE beside pretrained: "
-                f"{self._tag} (backbone.weights=FILE on the command line)"
-            ) from error
-        return Path(found)
+def download(model: str, tag: str | None) -> Path:
+    """The file of a tag's weights, of the whole model, from open_clip's cache or the network.
+
+    Raises:
+        LrfaceError: neither has it; says by what command it comes.
+    """
+    import open_clip
+
+    call = f"open_clip.download_pretrained(open_clip.get_pretrained_cfg('{model}', '{tag}'))"
+    try:
+        with _quiet():
+            found = open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, tag))
+    except Exception as error:  # huggingface_hub and urllib share no base class below Exception
+        reason = str(error).partition("\n")[0][:200]
+        raise LrfaceError(
+            f"open_clip's weights {tag!r} of {model} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {reason}). Where there is a network, run\n"
+            f'    python -c "import open_clip; print({call})"\n'
+            "copy the file that it names to this machine, and give it as weights: FILE beside pretrained: "
+            f"{tag} (backbone.weights=FILE on the command line)"
+        ) from error
+    return Path(found)
 
 
-def _configuration(model: str) -> dict[str, Any]:
+def build_whole(model: str, tag: str | None) -> Any:
+    """The whole model, with fresh weights and the activation that those of the tag were trained with."""
+    import open_clip
+
+    configuration_of(model)
+    known = open_clip.get_pretrained_cfg(model, tag) if tag else {}
+    with _quiet():
+        return open_clip.create_model(
+            model, pretrained=None, force_quick_gelu=bool(known and known.get("quick_gelu"))
+        )
+
+
+def configuration_of(model: str) -> dict[str, Any]:
     """open_clip's description of ``model``. Raises LrfaceError where it is not installed, UsageError for an unknown one."""
     try:
         import open_clip
