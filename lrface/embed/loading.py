@@ -9,6 +9,7 @@ import torch
 
 from lrface.embed.embedder import FaceEmbedder
 from lrface.embed.networks import (
+    OPTIONS_OF_FILES,
     _device,
     _ExportedNetwork,
     _is_module_function,
@@ -45,6 +46,7 @@ def load_embedder(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     output: str | None = None,
+    convention: str | None = None,
     quality: str = "norm",
 ) -> FaceEmbedder:
     """A model, ready to embed.
@@ -52,10 +54,10 @@ def load_embedder(
     Args:
         model: a ``.onnx`` file, a ``.safetensors`` file with its JSON card beside it, a directory that holds
             ``model.safetensors`` and ``model.json``, a run directory of ``lrface train``, a torch.export
-            program (``.pt2``, see :mod:`lrface.exported`), or ``"module:function"``: a function without
-            arguments of a module in the current directory or installed, which gives a callable float32
-            [n, 3, s, s] RGB in [0, 1] -> [n, d], with s its ``input_size`` where it has one, else 112. Only
-            that last kind runs code of the model's author.
+            program (``.pt2``, see :mod:`lrface.exported`), an OpenVINO model (``.xml`` with its ``.bin``), or
+            ``"module:function"``: a function without arguments of a module in the current directory or installed,
+            which gives a callable float32 [n, 3, s, s] RGB in [0, 1] -> [n, d], with s its ``input_size`` where it
+            has one, else 112. Only that last kind runs code of the model's author.
         device: "auto", "cpu", "cuda" or "cuda:K", for the network and the detector.
         precision: "float32", or "bfloat16" (autocast; safetensors models only).
         threads: CPU threads. For an ONNX file of this session alone; for PyTorch the count is the whole
@@ -72,6 +74,10 @@ def load_embedder(
             one that wants 0 to 255 takes ``mean=0, std=1/255``. Nothing is guessed from names. The same may be
             written in a card beside the file: see :func:`described_beside`.
         output: name of the embedding, where such a file has several outputs.
+        convention: "insightface" for a recognition network of insightface's, instead of colour, mean and std: it is given
+            what insightface gives it, see :mod:`lrface.models.insightface_files`. Where the file's model package or the
+            constants of its graph say so themselves, it need not be said; ``card["described_by"]`` is then
+            "insightface convention".
         quality: "norm", or "reconstruction": also give the reconstruction error of every face, for which the
             model must be a finished run of `lrface train` with a decoder (QualNet).
 
@@ -96,7 +102,7 @@ def load_embedder(
         )
     network: _Network
     kind = path.suffix.lower()
-    if kind in (".onnx", ".pt2"):
+    if kind in (".onnx", ".pt2", ".xml"):
         if not path.is_file():
             raise LrfaceError(
                 f"{path}: no such file; give a .onnx, .pt2 or .safetensors file, or a directory made by `lrface "
@@ -106,11 +112,17 @@ def load_embedder(
             raise UsageError(
                 f"precision {precision} is for safetensors models; a {kind} file computes as it was exported"
             )
-        said = _said(path, colour, mean, std, output)
-        foreign = _OnnxNetwork if kind == ".onnx" else _ExportedNetwork
-        network = foreign(path, place, threads, said)
+        said = _said(path, colour, mean, std, output, convention)
+        if kind == ".xml":
+            from lrface.embed.openvino import _OpenVinoNetwork
+
+            network = _OpenVinoNetwork(path, place, threads, said)
+        else:
+            foreign = _OnnxNetwork if kind == ".onnx" else _ExportedNetwork
+            network = foreign(path, place, threads, said)
     else:
-        for name, value in (("colour", colour), ("mean", mean), ("std", std), ("output", output)):
+        described = zip(OPTIONS_OF_FILES, (colour, mean, std, output, convention), strict=True)
+        for name, value in described:
             if value is not None:
                 raise UsageError(
                     f"{name} describes a .onnx or .pt2 file of others; {path} says itself what it takes"
@@ -131,7 +143,7 @@ def load_embedder(
                 f"quality reconstruction needs the decoder of a run of `lrface train`; {model} is no such run"
             )
         network.add_decoder()
-    name = path.stem if path.is_file() or kind in (".onnx", ".pt2") else path.resolve().name
+    name = path.stem if path.is_file() or kind in (".onnx", ".pt2", ".xml") else path.resolve().name
     embedder = FaceEmbedder(network, name, place, given, detector)
     if detector is None:
         options = {
@@ -139,6 +151,7 @@ def load_embedder(
             "mean": mean,
             "std": std,
             "output": output,
+            "convention": convention,
             "quality": quality,
             **settings,
         }
@@ -151,7 +164,8 @@ def load_embedder(
 
 
 def parse_model(text: str) -> tuple[str, dict[str, Any]]:
-    """A model as command lines name it: ``MODEL`` or ``MODEL@colour=BGR,mean=0.5,std=1/255,output=NAME``.
+    """A model as command lines name it: ``MODEL`` or ``MODEL@colour=BGR,mean=0.5,std=1/255,output=NAME``,
+    or ``MODEL@convention=insightface``.
 
     Numbers may be fractions; three of them, one a channel, have colons between: ``mean=0.485:0.456:0.406``.
 
@@ -167,10 +181,10 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     for part in tail.split(","):
         name, equals, value = part.partition("=")
-        if not equals or name not in ("colour", "mean", "std", "output") or name in options:
+        if not equals or name not in OPTIONS_OF_FILES or name in options:
             raise UsageError(
                 f"model {text}: found {part!r} after the @; give colour=RGB or colour=BGR, mean=NUMBER, std=NUMBER, "
-                "output=NAME, each at most once, with commas between"
+                "output=NAME, convention=insightface, each at most once, with commas between"
             )
         if name in ("mean", "std"):
             try:
@@ -199,6 +213,7 @@ def undescribed(embedder: FaceEmbedder) -> str | None:
     file = embedder.file
     return (
         f"name it as {file}@colour=BGR,mean=0.5,std=0.5 (the network gets (x - mean) / std of pixels x in [0, 1]; "
-        f"{file}@colour=RGB where it normalises inside), or write {described_beside(file)} beside it: "
+        f"{file}@colour=RGB where it normalises inside, {file}@convention=insightface for a recogniser of insightface's), "
+        f"or write {described_beside(file)} beside it: "
         '{"colour": "BGR", "mean": 0.5, "std": 0.5}'
     )

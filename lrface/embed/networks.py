@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import read_json
 from lrface.models.blocks import channels_last
+from lrface.models.insightface_files import BYTES, own_rule, package_says, read_graph, takes_bytes
 
 INPUT_SIZE = 112
+OPTIONS_OF_FILES = ("colour", "mean", "std", "output", "convention")
+"""What may be said about a file of others."""
 CARD_KEY = "lrface_card"
 """Where an ONNX file carries lrface's card: a ``metadata_props`` entry of this name, JSON."""
 
@@ -85,7 +88,8 @@ class _Said:
 
     Attributes:
         given: names of what was said.
-        source: "options", "card beside" (FILE.json), or "convention": nothing was said.
+        source: "options", "card beside" (FILE.json), "insightface convention", or "convention": nothing was said.
+        insightface: what goes in was said to be insightface's convention.
     """
 
     swap: bool
@@ -94,6 +98,7 @@ class _Said:
     output: str | None
     given: tuple[str, ...]
     source: str
+    insightface: bool = False
 
 
 def _said(
@@ -102,8 +107,15 @@ def _said(
     mean: float | Sequence[float] | None,
     std: float | Sequence[float] | None,
     output: str | None,
+    convention: str | None = None,
 ) -> _Said:
-    options: dict[str, Any] = {"colour": colour, "mean": mean, "std": std, "output": output}
+    options: dict[str, Any] = {
+        "colour": colour,
+        "mean": mean,
+        "std": std,
+        "output": output,
+        "convention": convention,
+    }
     options = {name: value for name, value in options.items() if value is not None}
     beside = described_beside(file)
     if not beside.is_file():
@@ -113,11 +125,12 @@ def _said(
             f"{beside} says what {file.name} takes and gives; leave out {', '.join(options)}, or correct that file"
         )
     content = read_json(beside, "the description of the model")
-    unknown = [name for name in content if name not in ("colour", "mean", "std", "output")]
-    if unknown or "colour" not in content:
+    unknown = [name for name in content if name not in OPTIONS_OF_FILES]
+    if unknown or not content.keys() & {"colour", "convention"}:
         what = f"unknown field {unknown[0]!r}" if unknown else "field 'colour' is missing"
         raise LrfaceError(
-            f"{beside}: {what}; it holds colour (RGB or BGR), and may hold mean, std and output"
+            f"{beside}: {what}; it holds colour (RGB or BGR), and may hold mean, std and output, or instead of colour, mean "
+            'and std "convention": "insightface"'
         )
     try:
         return _checked_said(content, "card beside")
@@ -132,6 +145,14 @@ def _checked_said(said: Mapping[str, Any], source: str) -> _Said:
     if not isinstance(output, str | None):
         raise UsageError(f"output must be the name of an output; found {output!r}")
     mean = std = None
+    convention = said.get("convention")
+    if convention is not None:
+        if convention != "insightface":
+            raise UsageError(f"convention must be insightface; found {convention!r}")
+        others = [name for name in ("colour", "mean", "std") if name in said]
+        if others:
+            raise UsageError(f"convention insightface says what goes in; leave out {', '.join(others)}")
+        return _Said(False, None, None, output, ("convention",), source, insightface=True)
     if source != "convention":
         mean, std = _channels("mean", said.get("mean", 0.0)), _channels("std", said.get("std", 1.0))
         if bool((std == 0).any()):
@@ -144,6 +165,35 @@ def described_beside(file: str | Path) -> Path:
     """Where a .onnx or .pt2 file of others may be described: FILE.json beside it, ``{"colour": "RGB" or "BGR",
     "mean": ..., "std": ..., "output": ...}``, the options of :func:`load_embedder` of these names."""
     return Path(f"{file}.json")
+
+
+def _with_convention(file: Path, said: _Said) -> _Said:
+    """What insightface gives an ONNX file, where the caller says that it is insightface's, or its package or its graph
+    do: see :mod:`lrface.models.insightface_files`. Else what was said."""
+    if not said.insightface and said.source != "convention":
+        return said
+    found = package_says(file)
+    if found is None and said.insightface:
+        found = own_rule(read_graph(file))
+    elif found is None:
+        try:
+            found = BYTES if takes_bytes(read_graph(file)) else None
+        except LrfaceError:  # onnx is not installed: then nothing is known
+            pass
+    if found is None:
+        return said
+    return replace(
+        said,
+        mean=_channels("mean", found[0]),
+        std=_channels("std", found[1]),
+        source="insightface convention",
+    )
+
+
+def _without_convention(file: Path, said: _Said) -> _Said:
+    if said.insightface:
+        raise UsageError(f"convention insightface is for .onnx files; say colour, mean and std of {file}")
+    return said
 
 
 class _ForeignNetwork:
@@ -180,6 +230,8 @@ class _ForeignNetwork:
                     f"{size}; export the model again"
                 )
             size = _card_size(card, file)
+            if card["input"]["range"] == [-1, 1]:  # exported for insightface
+                self._mean = self._std = _channels("mean", 0.5)
         else:
             self._swap, self._mean, self._std = said.swap, said.mean, said.std
         self.input_size = INPUT_SIZE if size is None else size
@@ -243,7 +295,7 @@ class _OnnxNetwork(_ForeignNetwork):
         self._input, self._type, size, self._batch = _onnx_input(file, self._session)
         self._output, width = _onnx_output(file, self._session, said.output)
         text = self._session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
-        self._describe(said, text, size, width)
+        self._describe(said if text is not None else _with_convention(file, said), text, size, width)
 
     def _run(self, images: Tensor) -> Tensor:
         array = images.numpy().astype(self._type, copy=False)
@@ -279,7 +331,7 @@ class _ExportedNetwork(_ForeignNetwork):
         if said.output is not None and said.output not in outputs:
             raise UsageError(f"{file} has no output {said.output!r}; it has {', '.join(outputs)}")
         self._output = said.output or outputs[0]
-        self._describe(said, self._program.card, self._program.input_size, None)
+        self._describe(_without_convention(file, said), self._program.card, self._program.input_size, None)
 
     def _run(self, images: Tensor) -> Tensor:
         try:
@@ -480,7 +532,7 @@ def _inner_card(file: Path, text: str) -> dict[str, Any]:
         raise LrfaceError(
             f"{file}: its metadata {CARD_KEY!r} must hold a JSON object; found {type(card).__name__}"
         )
-    check_card(card, file)
+    check_card(card, file, ([0, 1], [-1, 1]))
     return card
 
 
@@ -522,14 +574,14 @@ def _thresholds_of(network: "_Network") -> Path:
 
 
 def _kept_thresholds(file: Path, sidecar: Path) -> dict[str, Any]:
-    """Thresholds measured for exactly this file; nothing where there are none."""
+    """Thresholds and probabilities measured for exactly this file; nothing where there are none."""
     if not sidecar.is_file():
         return {}
     kept = read_json(sidecar, "the thresholds of the model")
     with file.open("rb") as opened:
         if kept.get("model_sha256") != hashlib.file_digest(opened, "sha256").hexdigest():
             return {}  # another file of the same name: compare() says that it is not calibrated
-    return {key: kept[key] for key in ("thresholds", "thresholds_measured") if key in kept}
+    return {key: kept[key] for key in ("thresholds", "thresholds_measured", "probability") if key in kept}
 
 
 def _load_torch(path: Path, device: torch.device, precision: str, threads: int | None) -> _TorchNetwork:
