@@ -47,10 +47,14 @@ def load_detector(
 ) -> FaceDetector:
     """The detector that these settings describe.
 
-    model: an SCRFD or RetinaFace ONNX file (see OnnxDetector); None is MTCNN. min_face_size: the smallest
-    face looked for, in pixels (MTCNN only; None is 20). min_score: faces it is less sure of are dropped; None
-    is the detector's own (MTCNN 0.9, ONNX 0.5). Raises UsageError for settings out of range or not this
-    detector's, LrfaceError for a model that cannot be used.
+    Args:
+        model: an SCRFD or RetinaFace ONNX file (see OnnxDetector); None is MTCNN.
+        min_face_size: the smallest face looked for, in pixels (MTCNN only; None is 20).
+        min_score: faces it is less sure of are dropped; None is the detector's own (MTCNN 0.9, ONNX 0.5).
+
+    Raises:
+        UsageError: settings out of range or not this detector's.
+        LrfaceError: a model that cannot be used.
     """
     settings: dict[str, Any] = {} if min_score is None else {"min_score": min_score}
     if model is not None:

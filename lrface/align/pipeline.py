@@ -346,23 +346,32 @@ def align_folder(
 ) -> AlignSummary:
     """Align a folder of identity folders of photographs into packed data.
 
-    src: one folder an identity, photographs in it at any depth (the identity is the first-level folder);
-    what lies directly in ``src`` is listed as outside of an identity. out: gets ``shard-*.arrow``,
-    ``index.json`` and ``report.csv`` (columns source, status, reason, faces: one row a file). image_size:
-    side of the crops. face_rule: "largest-central", "largest" or "all" (every face of a photograph then
-    counts as its identity). workers: processes, one thread each; None is one a core, 1 works in this
-    process. detector_model, min_score, min_face_size: see lrface.align.detect.load_detector. fallback: what a
-    photograph without a face gives: "skip", nothing, or "center", its largest centred square (with score 0, box
-    and landmarks of the square as ``central_landmarks`` gives them, and the status "fallback" in the report).
-    image_format: "jpeg" (with ``quality`` 1 to 100) or "png". shard_size: photographs a shard, about. device:
-    where the detector runs. engine: "local", or "ray": workers are actors of the Ray cluster at ``address``
-    (None: a cluster of this machine's own, for the run); src and out must then lie where every machine sees
-    them. Neither changes what is written.
-
     Killed at any moment, the same call goes on and ends with the same bytes; finished, it returns at once.
-    Raises UsageError for wrong arguments (also: ``out`` holds something else, or was begun with other
-    settings or other photographs), LrfaceError when the job cannot go on (disk full, a worker killed, no
-    face in any photograph), and KeyboardInterrupt after workers have been stopped.
+
+    Args:
+        src: one folder an identity, photographs in it at any depth (the identity is the first-level folder); what lies
+            directly in ``src`` is listed as outside of an identity.
+        out: gets ``shard-*.arrow``, ``index.json`` and ``report.csv`` (columns source, status, reason, faces: one row a
+            file).
+        image_size: side of the crops.
+        face_rule: "largest-central", "largest" or "all" (every face of a photograph then counts as its identity).
+        workers: processes, one thread each; None is one a core, 1 works in this process.
+        detector_model, min_score, min_face_size: see :func:`lrface.align.detect.load_detector`.
+        fallback: what a photograph without a face gives: "skip", nothing, or "center", its largest centred square (with
+            score 0, box and landmarks of the square as ``central_landmarks`` gives them, and the status "fallback" in
+            the report).
+        image_format: "jpeg" (with ``quality`` 1 to 100) or "png".
+        shard_size: photographs a shard, about.
+        device: where the detector runs.
+        engine: "local", or "ray": workers are actors of the Ray cluster at ``address`` (None: a cluster of this
+            machine's own, for the run); src and out must then lie where every machine sees them. Neither changes what
+            is written.
+
+    Raises:
+        UsageError: wrong arguments (also: ``out`` holds something else, or was begun with other settings or other
+            photographs).
+        LrfaceError: the job cannot go on (disk full, a worker killed, no face in any photograph).
+        KeyboardInterrupt: after workers have been stopped.
     """
     started = time.monotonic()
     src, out = Path(src), Path(out)

@@ -77,8 +77,10 @@ def warp_face(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.n
 
     Bilinear, black outside the photograph: what public aligned face sets are made with. A face more than
     twice as large as the crop is first shrunk by a whole factor with pixel averages, since a plain bilinear
-    warp would skip pixels and alias. Raises ValueError for an image of another shape or type, or unusable
-    landmarks.
+    warp would skip pixels and alias.
+
+    Raises:
+        ValueError: an image of another shape or type, or unusable landmarks.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"image must be uint8 [h, w, 3], found {image.dtype} {list(image.shape)}")
