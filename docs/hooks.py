@@ -116,7 +116,8 @@ def command_pages() -> dict[str, str]:
     pages = {}
     for name, command in all_commands():
         context = command.context_class(command, info_name=f"lrface {name}")
-        text = in_markdown(command.help or "")
+        text = in_markdown((command.help or "").replace("\\[", "["))
+        sentence = re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
         usage = command.get_usage(context).removeprefix("Usage: ")
         lines = [f"# lrface {name}", "", "```text", usage, "```", "", text, "", "| option | |", "|---|---|"]
         for parameter in command.get_params(context):
@@ -125,9 +126,7 @@ def command_pages() -> dict[str, str]:
                 lines.append(f"| {cell(f'`{record[0]}`')} | {cell(in_markdown(record[1]))} |")
         pages[page_of(name)] = "\n".join(lines) + "\n"
         file = page_of(name).removeprefix("commands/")
-        listed.append(
-            f"| [lrface&nbsp;{name.replace(' ', '&nbsp;')}]({file}) | {cell(text.partition('. ')[0])} |"
-        )
+        listed.append(f"| [lrface&nbsp;{name.replace(' ', '&nbsp;')}]({file}) | {cell(sentence)} |")
     return {"commands/index.md": "\n".join(listed) + "\n", **pages}
 
 
