@@ -209,6 +209,60 @@ def train(
         print_json(asdict(summary)) if json_output else print(f"model: {summary.model}")
 
 
+@app.command()
+def robustify(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run of `lrface train`, a .safetensors or .onnx file, or module:function that gives a "
+            "torch.nn.Module; an .onnx file of others takes FILE@colour=BGR,mean=0.5,std=0.5."
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="Aligned faces in any format that lrface reads, labels optional.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/robust-NAME.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Time for all of it; 45 unless --steps is given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the second stage, instead.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field of the recipe: trainer.threads=1; may be repeated."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Delete an earlier run in the same place.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Teach a recogniser that exists low resolutions, on aligned faces of your own.
+
+    A decoder is trained for the recogniser's map of features, then the recogniser on degraded faces, with itself as it was
+    for a teacher. The run is like those of `lrface train`; the same command goes on where it stopped.
+    """
+    with errors_for_users():
+        from dataclasses import asdict
+
+        from lrface.robustify import robustify as run
+        from lrface.train.signals import Interrupted
+
+        try:
+            found = run(
+                model,
+                data,
+                out,
+                minutes=minutes,
+                steps=steps,
+                overrides=settings or [],
+                restart=restart,
+                say=say,
+            )
+        except Interrupted as stopped:
+            say(str(stopped))
+            raise typer.Exit(stopped.exit_code) from stopped
+        print_json(asdict(found)) if json_output else print(f"model: {found.model}")
+
+
 @app.command(name="recipes")
 def list_recipes(
     action: Annotated[str, typer.Argument(help="list, show or copy.")] = "list",
@@ -1185,6 +1239,22 @@ def probe(
             help="Size of images for networks that take any: imagenet-c (224), tiny-imagenet-c (64), cifar-c (32).",
         ),
     ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Judge open_clip's networks by its text tower as well.")
+    ] = False,
+    text_weights: Annotated[
+        str | None,
+        typer.Option("--text-weights", help="File of the whole CLIP model, where the network names none."),
+    ] = None,
+    prompts: Annotated[
+        str, typer.Option("--prompts", help="openai (80 sentences), simple (7), or a file: {} is the class.")
+    ] = "openai",
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            "--class-names", help="File with a name a line, in the classes' order; else the data's."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")] = 0,
     data: DataRoot = None,
     cache: Annotated[
@@ -1223,6 +1293,10 @@ def probe(
             images=images,
             views=views,
             image_set=set,
+            zero_shot=zero_shot,
+            text_weights=text_weights,
+            prompts=prompts,
+            class_names=class_names,
             seed=seed,
             root=data,
             keep_features=cache,
@@ -1239,22 +1313,6 @@ def perturbation(
     model: Classifiers,
     images: LabelledPath,
     noise: Annotated[
-    zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Judge open_clip's networks by its text tower as well.")
-    ] = False,
-    text_weights: Annotated[
-        str | None,
-        typer.Option("--text-weights", help="File of the whole CLIP model, where the network names none."),
-    ] = None,
-    prompts: Annotated[
-        str, typer.Option("--prompts", help="openai (80 sentences), simple (7), or a file: {} is the class.")
-    ] = "openai",
-    class_names: Annotated[
-        str | None,
-        typer.Option(
-            "--class-names", help="File with a name a line, in the classes' order; else the data's."
-        ),
-    ] = None,
         str | None, typer.Option("--noise", help="Of gaussian,uniform,adversarial; default: all three.")
     ] = None,
     count: ImageCount = 1000,
@@ -1293,10 +1351,6 @@ def perturbation(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images searched at once.")] = 256,
     json_output: Json = False,
-            zero_shot=zero_shot,
-            text_weights=text_weights,
-            prompts=prompts,
-            class_names=class_names,
 ) -> None:
     """How much noise a classifier bears: the median size at which it errs, for Gaussian, uniform and adversarial noise.
 
@@ -1458,9 +1512,78 @@ def calibrate(
         print_json(asdict(found)) if json_output else print(calibration_table(found))
 
 
+@app.command(name="export")
+def export_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of `lrface embed`.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write: .onnx, .pt2 or .xml (and its .bin).")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torch-export or openvino.")] = "onnx",
+    faces: Annotated[
+        Path | None,
+        typer.Option(
+            "--faces",
+            help="Aligned faces of any format that the file is held against the model on; your own, at best.",
+        ),
+    ] = None,
+    flavour: Annotated[
+        str,
+        typer.Option("--flavour", help="lrface, or insightface: an .onnx for insightface's FaceAnalysis."),
+    ] = "lrface",
+    precision: Annotated[str, typer.Option("--precision", help="float32, or float16.")] = "float32",
+    int8: Annotated[
+        str | None,
+        typer.Option("--int8", help="static (ranges measured on --faces) or dynamic: an .onnx in int8."),
+    ] = None,
+    minimum_cosine: Annotated[
+        float | None,
+        typer.Option(
+            "--minimum-cosine", help="Of the worst face to the model's features; default 0.9999, int8 0.9."
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", help="Of the .onnx; default: PyTorch's choice.")
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option("--benchmark", help="Also verify model and file on it, as for `lrface verify`."),
+    ] = None,
+    data: DataRoot = None,
+    pairs: Pairs = None,
+    json_output: Json = False,
+) -> None:
+    """Write a model as an ONNX, torch.export or OpenVINO file that gives the same features, or no file.
+
+    It takes any number of images RGB in [0, 1], normalises inside and carries the model's card. Faces at 112, 56, 28 and 14
+    pixels go through the model and through the file, and the lowest cosine has to reach --minimum-cosine.
+    """
+    with errors_for_users():
+        from lrface.export import export_model
+
+        found = export_model(
+            model,
+            out,
+            to=to,
+            faces=faces,
+            flavour=flavour,
+            precision=precision,
+            int8=int8,
+            minimum_cosine=minimum_cosine,
+            opset=opset,
+            benchmark=benchmark,
+            data=data,
+            pairs=pairs,
+            say=say,
+        )
+        print_json(found.to_dict()) if json_output else print(found)
+
+
 @app.command()
 def embed(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="Images and folders of images.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATHS...", help="Images and folders of them; or videos: files, URLs, a camera's number."
+        ),
+    ],
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Where the vectors go: .parquet or .npz.")],
     kind: Annotated[
@@ -1480,40 +1603,50 @@ def embed(
     ] = None,
     engine: Engine = "local",
     address: RayAddress = None,
+    every: Annotated[int, typer.Option("--every", help="Videos: look at every so many-th frame.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Videos: stop each after so many frames looked at.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Embed images into a file of unit vectors with box, score, effective resolution and quality.
 
-    What cannot be read or shows no face is listed with its reason in OUT.failures.csv; the job goes on.
+    Faces of videos, streams and cameras get the frame and its time too. What cannot be read or shows no face is listed
+    with its reason in OUT.failures.csv; the job goes on.
     """
     with errors_for_users():
         from dataclasses import asdict
 
-        from lrface.embed import embed_paths, open_model
+        from lrface.embed import are_videos, embed_paths, embed_videos, open_model
 
         embedder = open_model(
             model, device=device, precision=precision, detector_model=detector_model, quality=quality
         )
-        summary = embed_paths(
-            embedder,
-            paths,
-            out,
-            kind=kind,
-            faces=faces,
-            flip=flip,
-            batch_size=batch_size,
-            workers=workers,
-            fallback=fallback,
-            engine=engine,
-            address=address,
-        )
+        if are_videos(paths):
+            summary = embed_videos(
+                embedder, paths, out, every=every, limit=limit, faces=faces, flip=flip, batch_size=batch_size
+            )
+        else:
+            summary = embed_paths(
+                embedder,
+                paths,
+                out,
+                kind=kind,
+                faces=faces,
+                flip=flip,
+                batch_size=batch_size,
+                workers=workers,
+                fallback=fallback,
+                engine=engine,
+                address=address,
+            )
         if json_output:
             print_json({key: str(v) if isinstance(v, Path) else v for key, v in asdict(summary).items()})
         else:
             rate = summary.images / max(summary.seconds, 1e-9)
             print(
-                f"{summary.out}: {summary.faces} faces of {summary.embedded} images in {summary.seconds:.1f} s "
-                f"({rate:.0f} images/s); {summary.failures} images failed"
+                f"{summary.out}: {summary.faces} faces of {summary.embedded} {summary.unit} in {summary.seconds:.1f} s "
+                f"({rate:.0f} {summary.unit}/s); {summary.failures} {summary.source} failed"
                 + (f", reasons in {summary.failures_file}" if summary.failures else "")
             )
 
@@ -1528,15 +1661,24 @@ def compare(
     ] = None,
     kind: Annotated[str, typer.Option("--kind", help="crop, photo or auto.")] = "auto",
     flip: FlipFaces = True,
+    prior: Annotated[
+        float, typer.Option("--prior", help="How probable one person is before looking, above 0, below 1.")
+    ] = 0.5,
+    device: Device = "auto",
     json_output: Json = False,
 ) -> None:
-    """Whether two images show the same person: similarity and a verdict."""
+    """Whether two images show the same person: similarity, effective resolutions, a verdict, and the probability.
+
+    The probability is told of models that `lrface calibrate` has measured, for the resolutions of both faces.
+    """
     with errors_for_users():
         from dataclasses import asdict
 
         from lrface.embed import open_model
 
-        found = open_model(model).compare(first, second, threshold=threshold, kind=kind, flip=flip)
+        found = open_model(model, device=device).compare(
+            first, second, threshold=threshold, kind=kind, flip=flip, prior=prior
+        )
         print_json({**asdict(found), "calibrated": found.calibrated}) if json_output else print(
             found.statement
         )

@@ -148,6 +148,8 @@ def can_be_drawn(backbone: dict[str, Any], decoder: config.Named, say: Callable[
     network = build_network(**backbone)
     assert isinstance(network, FaceBackbone)
     try:
+        if network.feature_size == 1:
+            raise UsageError("the network has no map of features of more than one pixel")
         build_decoder_for(network, decoder.name, **decoder.arguments)
     except UsageError as error:
         say(f"no stage {DECODER!r}, and no reconstruction in training: {error}")
