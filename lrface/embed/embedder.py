@@ -1,6 +1,7 @@
 """A network with everything around it: decoding, detection, alignment and batching before, unit length behind."""
 
 import hashlib
+import itertools
 import math
 import os
 import threading
@@ -18,14 +19,9 @@ from torch import Tensor
 from lrface.degrade.resolution import resize
 from lrface.embed.intake import _as_photo, _as_tensor, _decoded, _Face, _Item, _items, _sides, _Unusable
 from lrface.embed.networks import INPUT_SIZE, _Network, _OnnxNetwork, _thresholds_of, _TorchNetwork
-from lrface.embed.results import (
-    UNCALIBRATED_THRESHOLD,
-    Comparison,
-    Embeddings,
-    _card_threshold,
-    _joined,
-    similarity,
-)
+from lrface.embed.resolution import effective_resolutions
+from lrface.embed.results import Comparison, Embeddings, _joined, decide, similarity
+from lrface.embed.video import Frame, frames
 from lrface.errors import LrfaceError, UsageError
 
 if TYPE_CHECKING:
@@ -240,9 +236,114 @@ class FaceEmbedder:
         blocks = self._blocks(_items(images), call, workers)
         return _joined(list(blocks), self.embedding_size, self._reconstructs)
 
+    def embed_photo(self, image: Any, *, flip: bool = False, on_error: str = "raise") -> Embeddings:
+        """All faces of one photograph, largest first.
+
+        >>> group = embedder.embed_photo("group.jpg")
+        >>> group.vectors.shape[1] == embedder.embedding_size, len(group.box) == len(group)
+        (True, True)
+
+        Args:
+            image: one image of any type that :meth:`embed` takes, of any shape.
+            on_error: "skip": no rows, and the reason in ``failures``, for a photograph without a face.
+
+        Raises:
+            UsageError: more than one image.
+            LrfaceError: as in :meth:`embed`.
+        """
+        items = _items(image)
+        if len(items) != 1:
+            raise UsageError(f"embed_photo takes one photograph; found {len(items)} images")
+        call = _Call("photo", "all", flip, 64, on_error, "skip")
+        return _joined(list(self._blocks(items, call, 1)), self.embedding_size, self._reconstructs)
+
+    def embed_video(
+        self,
+        source: str | Path | int,
+        *,
+        every: int = 1,
+        limit: int | None = None,
+        faces: str = "all",
+        flip: bool = False,
+        batch_size: int = 16,
+    ) -> Iterator[Frame]:
+        """The faces of a video frame by frame, while it is read.
+
+        >>> for frame in embedder.embed_video("door.avi", every=2):
+        ...     print(frame.frame, f"{frame.seconds:.2f}", len(frame.faces))
+        0 0.00 1
+        2 0.20 1
+        4 0.40 1
+
+        Args:
+            source: a file, a URL that OpenCV reads (rtsp://, http://, ...), or the number of a camera.
+            every: only every so many-th frame is looked at, from the first.
+            limit: stop after that many looked at; None goes on to the end, which a stream or a camera does not have.
+            faces, flip: as in :meth:`embed`; every frame is a photograph.
+            batch_size: frames that are searched and embedded together, at most; 1 gives every frame of a camera at once.
+                That many are in memory, never the video.
+
+        Yields:
+            :class:`lrface.embed.video.Frame`, without rows for a frame that shows no face.
+
+        Raises:
+            UsageError: an option with a wrong value, when the first frame is asked for.
+            LrfaceError: the source cannot be opened, is damaged or breaks off: after the frames before that were given.
+        """
+        call = _Call("photo", faces, flip, batch_size, "skip", "skip")
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit must be at least 1; found {limit}")
+        waiting: list[tuple[int, float, np.ndarray]] = []
+        pixels = 0
+        source_frames = itertools.islice(frames(source, every), limit)
+        while True:
+            broken = None
+            try:
+                found = next(source_frames, None)
+            except LrfaceError as error:
+                found, broken = None, error
+            if found is not None:
+                waiting.append(found)
+                pixels += found[2].shape[0] * found[2].shape[1]
+            if waiting and (found is None or len(waiting) >= batch_size or pixels >= _BLOCK_PIXELS):
+                yield from self._frames(waiting, call)
+                waiting, pixels = [], 0
+            if broken is not None:
+                raise broken
+            if found is None:
+                return
+
+    def _frames(self, waiting: Sequence[tuple[int, float, np.ndarray]], call: "_Call") -> Iterator[Frame]:
+        items = [(_Item(i, f"frame {number}", None), image) for i, (number, _, image) in enumerate(waiting)]
+        block = self._block(items, call)
+        for i, (number, seconds, _) in enumerate(waiting):
+            faces = block.rows(block.source == i)
+            faces.source[:] = 0
+            faces.failures = [(0, reason) for index, reason in block.failures if index == i]
+            yield Frame(number, seconds, faces)
+
     def similarity(self, a: np.ndarray | Embeddings, b: np.ndarray | Embeddings) -> np.ndarray:
         """See :func:`lrface.embed.similarity`."""
         return similarity(a, b)
+
+    def similarity_matrix(self, a: Any, b: Any = None, *, flip: bool = True, **options: Any) -> np.ndarray:
+        """Cosine of every face of ``a`` with every one of ``b``; of ``a`` with itself where ``b`` is None.
+
+        >>> embedder.similarity_matrix(["anna.png", "bert.png"]).shape
+        (2, 2)
+
+        Args:
+            a, b: :class:`Embeddings`, or images as :meth:`embed` takes them; images are embedded with ``flip`` and
+                ``options``, which are those of :meth:`embed`. Vectors are for :func:`lrface.embed.similarity`.
+
+        Returns:
+            float32 [n, m], -1 to 1, one row a face of ``a``.
+        """
+        sides = [
+            each if isinstance(each, Embeddings) else self.embed(each, flip=flip, **options)
+            for each in ([a] if b is None else [a, b])
+        ]
+        return similarity(sides[0], sides[-1])
 
     def compare(
         self,
@@ -253,40 +354,63 @@ class FaceEmbedder:
         kind: str = "auto",
         faces: str = "largest-central",
         flip: bool = True,
+        prior: float = 0.5,
     ) -> Comparison:
         """Whether two images show one person.
 
+        >>> found = embedder.compare("anna.png", "bert.png")
+        >>> -1 <= found.similarity <= 1, found.effective_resolutions, found.probability is None
+        (True, (112.0, 112.0), True)
+
         The threshold is ``threshold``; else the one on the model's card measured nearest to the smaller
         effective resolution of the two faces (field ``thresholds``, {"112": cosine, "56": ...}); else
-        :data:`UNCALIBRATED_THRESHOLD`, which the result says. ``flip`` is on here, as in `lrface calibrate`,
-        where thresholds come from.
+        :data:`~lrface.embed.UNCALIBRATED_THRESHOLD`, which the result says. The probability is told where the card
+        has been calibrated (`lrface calibrate`), for both resolutions, else it is None. ``flip`` is on here, as in
+        `lrface calibrate`, where both come from.
 
         Args:
-            a, b: one image each, of any type that :meth:`embed` takes.
+            a, b: one image each, of any type that :meth:`embed` takes, or :class:`Embeddings` of one face.
             faces: "largest-central" or "largest": one face an image.
+            prior: how probable it is beforehand that the two are one person, above 0 and below 1.
 
         Raises:
-            UsageError: more than one image or face a side, or a threshold that is no cosine.
+            UsageError: more than one image or face a side, a threshold that is no cosine, or a wrong prior.
             LrfaceError: an image cannot be read or shows no face.
         """
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise UsageError(f"threshold is a cosine, between -1 and 1; found {threshold}")
         if faces == "all":
             raise UsageError("compare takes one face an image: faces must be largest-central or largest")
+        if threshold is not None and not -1 <= threshold <= 1:
+            raise UsageError(f"threshold is a cosine, between -1 and 1; found {threshold}")
         sides = []
         for name, image in (("first", a), ("second", b)):
-            found = self.embed(image, kind=kind, faces=faces, flip=flip)
+            found = (
+                image
+                if isinstance(image, Embeddings)
+                else self.embed(image, kind=kind, faces=faces, flip=flip)
+            )
             if len(found) != 1:
                 raise UsageError(f"compare takes one image a side; the {name} holds {len(found)}")
             sides.append(found)
-        cosine = float(similarity(sides[0], sides[1])[0, 0])
-        resolutions = (float(sides[0].effective_resolution[0]), float(sides[1].effective_resolution[0]))
-        origin = "given"
-        if threshold is None:
-            threshold, origin = _card_threshold(self.card, min(resolutions), self.name), "card"
-        if threshold is None:
-            threshold, origin = UNCALIBRATED_THRESHOLD, "default"
-        return Comparison(cosine, cosine >= threshold, threshold, origin, resolutions)
+        left, right = sides
+        return self.decide(
+            float(similarity(left, right)[0, 0]),
+            (float(left.effective_resolution[0]), float(right.effective_resolution[0])),
+            threshold=threshold,
+            prior=prior,
+            qualities=(float(left.quality[0]), float(right.quality[0])),
+        )
+
+    def decide(
+        self,
+        cosine: float,
+        resolutions: tuple[float, float],
+        *,
+        threshold: float | None = None,
+        prior: float = 0.5,
+        qualities: tuple[float, float] = (math.nan, math.nan),
+    ) -> Comparison:
+        """What :meth:`compare` says of two faces that are embedded already: their cosine and effective resolutions."""
+        return decide(self.card, self.name, cosine, resolutions, threshold, prior, qualities)
 
     def _blocks(self, items: Sequence[_Item], call: "_Call", workers: int | None) -> Iterator[Embeddings]:
         """Embeddings of consecutive runs of images; each run is small enough to be in memory at once."""
@@ -326,7 +450,7 @@ class FaceEmbedder:
                 failures.append((item.index, str(result)))
             else:
                 ready += result
-        vectors, lengths, errors, good = self._unit_vectors(ready, call.flip, call.batch_size)
+        vectors, lengths, errors, good, resolutions = self._unit_vectors(ready, call.flip, call.batch_size)
         for face in (face for face, fine in zip(ready, good, strict=True) if not fine):
             reason = "the network's features are zero or not finite: it is broken, or overflows here"
             if call.on_error == "raise":
@@ -339,7 +463,7 @@ class FaceEmbedder:
             np.array([face.box for face in kept], np.float32).reshape(-1, 4),
             np.array([face.score for face in kept], np.float32),
             np.array([face.landmarks for face in kept], np.float32).reshape(-1, 5, 2),
-            np.array([face.resolution for face in kept], np.float32),
+            resolutions[good],
             np.array([face.source for face in kept], np.int64),
             lengths[good],
             sorted(failures),
@@ -396,13 +520,17 @@ class FaceEmbedder:
 
     def _unit_vectors(
         self, faces: Sequence[_Face], flip: bool, batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-        """Unit vectors float32 [n, d], lengths float32 [n], reconstruction errors float32 [n] where they are wanted, and
-        bool [n]: whether the network gave a direction."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+        """Unit vectors float32 [n, d], lengths float32 [n], reconstruction errors float32 [n] where they are wanted,
+        bool [n]: whether the network gave a direction, and effective resolutions float32 [n]."""
         vectors = torch.zeros(len(faces), self.embedding_size)
         errors = torch.zeros(len(faces)) if self._reconstructs else None
+        resolutions = np.array([face.resolution for face in faces], np.float32)
         for start in range(0, len(faces), batch_size):
             pixels = torch.stack([face.pixels for face in faces[start : start + batch_size]])
+            resolutions[start : start + len(pixels)] = effective_resolutions(
+                pixels, resolutions[start : start + len(pixels)]
+            )
             if errors is None:
                 features = self.embed_tensor(pixels, batch_size)
             else:
@@ -417,6 +545,7 @@ class FaceEmbedder:
             norm[:, 0].numpy(),
             None if errors is None else errors.numpy(),
             good.numpy(),
+            resolutions,
         )
 
     @contextmanager

@@ -1,13 +1,14 @@
-"""Folders of images into one file of vectors, on one machine or many, resumable after a kill."""
+"""Folders of images into one file of vectors, on one machine or many, resumable after a kill; and videos."""
 
 import csv
 import hashlib
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lrface.embed.embedder import FaceEmbedder, _Call
 from lrface.embed.intake import _Item
 from lrface.embed.loading import load_embedder
 from lrface.embed.results import Embeddings, _joined
+from lrface.embed.video import Frame, is_video
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_file
 from lrface.progress import progress as progress_bar
@@ -36,6 +38,7 @@ class EmbedSummary:
         out: the file of vectors.
         failures_file: CSV, columns ``path`` and ``reason``; only a header when nothing failed.
         seconds: wall time.
+        unit, source: what ``images`` and ``failures`` count: "images" both, or of videos "frames" and "videos".
     """
 
     images: int
@@ -45,6 +48,8 @@ class EmbedSummary:
     out: Path
     failures_file: Path
     seconds: float
+    unit: str = "images"
+    source: str = "images"
 
 
 def embed_paths(
@@ -105,21 +110,11 @@ def embed_paths(
         raise UsageError(
             "engine ray makes the embedder once more on each machine, which a detector of your own bars"
         )
-    out = Path(out)
-    if out.suffix not in _MERGERS:
-        raise UsageError(
-            f"{out}: vectors are written to {' or '.join(_MERGERS)}; found the ending {out.suffix!r}"
-        )
+    out = _checked_out(out)
     failures_file = out.with_name(out.name + ".failures.csv")
     files = find_images(paths)
     settings = {"kind": kind, "faces": faces, "flip": flip, "fallback": fallback, **embedder._settings()}
-    metadata = {
-        "lrface_model": embedder.name,
-        "lrface_model_sha256": embedder.model_sha256,
-        "lrface_version": lrface.__version__,
-        "lrface_card": json.dumps(embedder.card),
-        "lrface_settings": json.dumps(settings),
-    }
+    metadata = _metadata(embedder, settings)
     parts = out.with_name(f".{out.name}.parts")
     _claim(parts, _fingerprint(metadata, files))
     starts = range(0, len(files), _PART_IMAGES)
@@ -210,6 +205,113 @@ class _RayCrew:
         return work
 
 
+def are_videos(paths: Sequence[str | Path]) -> bool:
+    """Whether these paths are for :func:`embed_videos`. Raises UsageError where some are and some are not."""
+    videos = [is_video(path) for path in paths]
+    if any(videos) and not all(videos):
+        raise UsageError(
+            f"{paths[videos.index(True)]} is a video and {paths[videos.index(False)]} is none; embed them in two calls, "
+            "since frames have columns of their own"
+        )
+    return any(videos)
+
+
+def embed_videos(
+    embedder: FaceEmbedder,
+    sources: Sequence[str | Path | int],
+    out: str | Path,
+    *,
+    every: int = 1,
+    limit: int | None = None,
+    faces: str = "all",
+    flip: bool = False,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> EmbedSummary:
+    """Embed the faces of videos, streams or cameras, one after the other, into one file of vectors.
+
+    A video that cannot be opened or breaks off is listed with its reason in ``OUT.failures.csv``; its frames before that
+    are kept. Ctrl-C ends a camera or stream, keeps what there is, and is then passed on.
+
+    Args:
+        sources, every, limit, faces, flip, batch_size: as in :meth:`FaceEmbedder.embed_video`, for each source.
+        out: as in :func:`embed_paths`, with the columns ``frame`` (int64) and ``seconds`` (float64) more; ``path`` is
+            the source.
+
+    Returns:
+        A summary in which ``images`` counts frames looked at, ``embedded`` those with a face, ``failures`` videos.
+
+    Raises:
+        UsageError: an option with a wrong value, or another ending of ``out``.
+        LrfaceError: no frame showed a face (``out`` is not written), or ``out`` cannot be written.
+    """
+    started = time.monotonic()
+    out = _checked_out(out)
+    failures_file = out.with_name(out.name + ".failures.csv")
+    settings = {"kind": "photo", "every": every, "faces": faces, "flip": flip, **embedder._settings()}
+    metadata = _metadata(embedder, settings)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_made_folder(out)) as made:
+        folder = Path(made)
+        names: list[Path] = []
+        looked = shown = 0
+        interrupted = None
+        with progress_bar(None, "embed", unit="frames", enabled=progress) as bar:
+            for source in sources:
+                waiting: list[Frame] = []
+                reason = None
+                try:
+                    for frame in embedder.embed_video(
+                        source, every=every, limit=limit, faces=faces, flip=flip, batch_size=batch_size
+                    ):
+                        waiting.append(frame)
+                        looked += 1
+                        shown += len(frame.faces) > 0
+                        bar.advance(faces=len(frame.faces))
+                        if len(waiting) >= _PART_IMAGES:
+                            names.append(folder / f"part-{len(names):06d}.parquet")
+                            _write_frames(names[-1], str(source), waiting, embedder, metadata)
+                            waiting = []
+                except UsageError:
+                    raise
+                except LrfaceError as error:
+                    reason = str(error)
+                except KeyboardInterrupt as stopped:
+                    interrupted = stopped
+                names.append(folder / f"part-{len(names):06d}.parquet")
+                _write_frames(names[-1], str(source), waiting, embedder, metadata, reason)
+                if interrupted is not None:
+                    break
+        summary = _merge(names, out, failures_file, looked, metadata, started)
+    if interrupted is not None:
+        raise interrupted
+    if summary.faces == 0:
+        raise LrfaceError(
+            f"none of {looked} frames of {', '.join(map(str, sources))} gave a face, so {out} was not written; "
+            f"{failures_file} names videos that cannot be read"
+        )
+    return replace(summary, embedded=shown, unit="frames", source="videos")
+
+
+def _write_frames(
+    name: Path,
+    source: str,
+    frames: Sequence[Frame],
+    embedder: FaceEmbedder,
+    metadata: Mapping[str, str],
+    reason: str | None = None,
+) -> None:
+    """Consecutive frames of one video as a part; ``reason`` is why the video ended, where that is a failure."""
+    faces = [replace(each.faces, failures=[]) for each in frames]
+    found = _joined(faces, embedder.embedding_size, embedder._reconstructs)
+    found.source = np.repeat(np.arange(len(frames)), [len(each) for each in faces])
+    found.failures = [] if reason is None else [(0, reason)]
+    more = {
+        "frame": np.array([each.frame for each in frames], np.int64),
+        "seconds": np.array([each.seconds for each in frames], np.float64),
+    }
+    _write_part(name, [source] * max(1, len(frames)), found, metadata, more)
+
+
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """The files that ``paths`` name, folders replaced by the images below them in sorted order, each once.
 
@@ -234,6 +336,33 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
             f"no images found in {given}; give image files, or folders of {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return list(found)
+
+
+def _checked_out(out: str | Path) -> Path:
+    out = Path(out)
+    if out.suffix not in _MERGERS:
+        raise UsageError(
+            f"{out}: vectors are written to {' or '.join(_MERGERS)}; found the ending {out.suffix!r}"
+        )
+    return out
+
+
+def _made_folder(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LrfaceError(f"{out.parent} cannot be made: {error}") from error
+    return out.parent
+
+
+def _metadata(embedder: FaceEmbedder, settings: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "lrface_model": embedder.name,
+        "lrface_model_sha256": embedder.model_sha256,
+        "lrface_version": lrface.__version__,
+        "lrface_card": json.dumps(embedder.card),
+        "lrface_settings": json.dumps(settings),
+    }
 
 
 # Images in a part: what a killed run loses at most, and what is in memory at once.
@@ -274,7 +403,14 @@ def _remove(parts: Path) -> None:
         shutil.rmtree(parts)
 
 
-def _write_part(name: Path, labels: Sequence[str], found: Embeddings, metadata: Mapping[str, str]) -> None:
+def _write_part(
+    name: Path,
+    labels: Sequence[str],
+    found: Embeddings,
+    metadata: Mapping[str, str],
+    more: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """``more`` has further columns, an entry an image."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -293,6 +429,7 @@ def _write_part(name: Path, labels: Sequence[str], found: Embeddings, metadata: 
     }
     if found.reconstruction_error is not None:
         columns["reconstruction_error"] = pa.array(found.reconstruction_error, pa.float32())
+    columns |= {key: pa.array(values[source]) for key, values in (more or {}).items()}
     failures = [[_text(labels[index]), reason] for index, reason in found.failures]
     table = pa.table(columns).replace_schema_metadata({**metadata, _FAILURES: json.dumps(failures)})
     with atomic_file(name) as aside:

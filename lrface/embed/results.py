@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lrface.embed.probability import ProbabilityTable
 from lrface.errors import LrfaceError, UsageError
 
 UNCALIBRATED_THRESHOLD = 0.3
@@ -26,8 +27,9 @@ class Embeddings:
         box: float32 [n, 4], left, top, right, bottom in pixels of the photograph; NaN for crops.
         score: float32 [n], how sure the detector was, 0 to 1; NaN for crops.
         landmarks: float32 [n, 5, 2], x and y in pixels of the photograph; NaN for crops.
-        effective_resolution: float32 [n], how many pixels of the original image span the aligned face: a
-            crop's own side, or for a photograph :func:`lrface.align.warp.effective_resolution`.
+        effective_resolution: float32 [n], how many pixels the aligned face really has: those of the image that span
+            it (a crop's own side, or for a photograph :func:`lrface.align.warp.effective_resolution`), or fewer
+            where the pixels show that the image was enlarged or blurred (:mod:`lrface.embed.resolution`).
         source: int64 [n], position of the image in the input.
         quality: float32 [n], length of the feature before it was made a unit vector (with ``flip`` of the sum of
             both); networks trained with a margin give longer ones for clearer faces. Its scale is the model's own.
@@ -49,6 +51,21 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def rows(self, chosen: np.ndarray) -> "Embeddings":
+        """Some of the faces, as indices int64 [k] or a mask bool [n]; failures are left out."""
+        errors = self.reconstruction_error
+        return Embeddings(
+            self.vectors[chosen],
+            self.box[chosen],
+            self.score[chosen],
+            self.landmarks[chosen],
+            self.effective_resolution[chosen],
+            self.source[chosen],
+            self.quality[chosen],
+            [],
+            None if errors is None else errors[chosen],
+        )
 
 
 def _joined(parts: Sequence[Embeddings], width: int, reconstruction: bool = False) -> Embeddings:
@@ -111,6 +128,10 @@ class Comparison:
         threshold: the cosine it was held against.
         threshold_from: "given" (by the caller), "card" (measured for this model) or "default" (neither).
         effective_resolutions: of the two faces, in pixels.
+        probability: that it is one person, given the cosine and both effective resolutions, 0 to 1; None for a model
+            that was not calibrated (`lrface calibrate`): nothing is made up.
+        prior: how probable one person was taken to be beforehand.
+        qualities: of the two faces, see :class:`Embeddings`.
     """
 
     similarity: float
@@ -118,6 +139,9 @@ class Comparison:
     threshold: float
     threshold_from: str
     effective_resolutions: tuple[float, float]
+    probability: float | None = None
+    prior: float = 0.5
+    qualities: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def calibrated(self) -> bool:
@@ -134,7 +158,16 @@ class Comparison:
             "`lrface calibrate` or give your own",
         }[self.threshold_from]
         who, sign = ("same person", ">=") if self.verdict else ("different people", "<")
-        return f"{who}: similarity {self.similarity:.3f} {sign} {self.threshold:.3f} ({origin})"
+        first, second = (f"{size:.0f}" for size in self.effective_resolutions)
+        chance = (
+            "no calibrated probability"
+            if self.probability is None
+            else f"probability of one person {self.probability:.4f} at prior {self.prior:g}"
+        )
+        return (
+            f"{who}: similarity {self.similarity:.3f} {sign} {self.threshold:.3f} ({origin}); {chance}; effective "
+            f"resolutions {first} and {second} pixels"
+        )
 
 
 def _card_threshold(card: Mapping[str, Any], resolution: float, name: str) -> float | None:
@@ -156,3 +189,34 @@ def _card_threshold(card: Mapping[str, Any], resolution: float, name: str) -> fl
             f"-1 and 1; found {thresholds!r}"
         )
     return table[min(table, key=lambda size: (abs(math.log(size / resolution)), -size))]
+
+
+def decide(
+    card: Mapping[str, Any],
+    name: str,
+    cosine: float,
+    resolutions: tuple[float, float],
+    threshold: float | None = None,
+    prior: float = 0.5,
+    qualities: tuple[float, float] = (math.nan, math.nan),
+) -> Comparison:
+    """The :class:`Comparison` of two faces of which only the cosine and the effective resolutions are needed.
+
+    Raises:
+        UsageError: a threshold that is no cosine, or a prior that is not between 0 and 1.
+        LrfaceError: a card whose thresholds or probabilities are damaged.
+    """
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise UsageError(f"threshold is a cosine, between -1 and 1; found {threshold}")
+    if not 0 < prior < 1:
+        raise UsageError(f"prior must lie between 0 and 1; found {prior}")
+    origin = "given"
+    if threshold is None:
+        threshold, origin = _card_threshold(card, min(resolutions), name), "card"
+    if threshold is None:
+        threshold, origin = UNCALIBRATED_THRESHOLD, "default"
+    table = ProbabilityTable.from_card(card, name)
+    probability = None if table is None else table.probability(cosine, *resolutions, prior)
+    return Comparison(
+        cosine, cosine >= threshold, threshold, origin, resolutions, probability, prior, qualities
+    )
