@@ -191,5 +191,5 @@ def run(notebook: Any) -> None:
         env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, km=manager, timeout=600, resources={"metadata": {"path": folder}})
+        client = NotebookClient(notebook, km=manager, timeout=3600, startup_timeout=600, resources={"metadata": {"path": folder}})
         client.execute()
