@@ -72,6 +72,7 @@ class OnnxBackbone(TracedBackbone):
         if colour not in ("RGB", "BGR"):
             raise UsageError(f"backbone.colour must be RGB or BGR; found {colour!r}")
         self._given = {"colour": colour, "mean": mean, "std": std}
+        _normalisation(self._given)  # before a file is read
         self.weights = path  # as of the backbones of libraries: it needs none from a stage before
         if path is not None:
             what = str(path)
@@ -82,12 +83,11 @@ class OnnxBackbone(TracedBackbone):
             assert graph is not None
             what = "the structure of an ONNX network (backbone.graph)"
             model = _unpack(graph)
-        shift, scale = _channels("mean", self._given["mean"]), _channels("std", self._given["std"])
-        self.normalise = _Normalise(colour == "BGR", shift, scale)
         self.input_size = _choose(model, output, what)
         self.graph = _pack(model)
         device = torch.get_default_device()  # "meta" where only shapes are wanted, and shapes need a run here
         with torch.device("cpu"):
+            self.normalise = _normalisation(self._given)
             self._build(model, what)
         self.to(device)
 
@@ -119,6 +119,12 @@ class _Normalise(nn.Module):
         if self.swap:
             x = x.flip(1)
         return x if self.plain else (x - self.mean) / self.std
+
+
+def _normalisation(given: dict[str, Any]) -> _Normalise:
+    with torch.device("cpu"):
+        mean, std = _channels("mean", given["mean"]), _channels("std", given["std"])
+        return _Normalise(given["colour"] == "BGR", mean, std)
 
 
 def _channels(name: str, given: Any) -> Tensor:
