@@ -116,7 +116,7 @@ def people_in(source: str | Path) -> list[tuple[str, Path]]:
 
 def _people_in_csv(file: Path) -> list[tuple[str, Path]]:
     try:
-        text = file.readpath_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LrfaceError(f"{file} cannot be read: {error}") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))

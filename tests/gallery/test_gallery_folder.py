@@ -302,7 +302,7 @@ def _operations(tmp_path):
 
 def test_killed_before_any_of_the_operations_on_files_nothing_acknowledged_is_lost(tmp_path):
     operations = _operations(tmp_path)
-    _killed_at(tmp_path, np.random.default_rng().choice(np.arange(1, operations + 1), 12, replace=False))
+    _killed_at(tmp_path, np.random.default_rng().choice(np.arange(1, operations + 1), 6, replace=False))
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def _kill_at_random(tmp_path, times):
 
 
 def test_killed_at_a_random_moment_nobody_acknowledged_is_lost(tmp_path):
-    _kill_at_random(tmp_path, 3)
+    _kill_at_random(tmp_path, 2)
 
 
 @pytest.mark.slow
