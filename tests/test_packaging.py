@@ -72,6 +72,10 @@ def test_wheel_has_every_module(names: list[str]) -> None:
     assert inside == {path.relative_to(ROOT).as_posix() for path in (ROOT / "lrface").rglob("*.py")}
 
 
+def test_wheel_says_that_it_is_typed(names: list[str]) -> None:
+    assert "lrface/py.typed" in names
+
+
 def test_wheel_has_every_recipe_as_it_is(wheel: Path) -> None:
     recipes = {
         path.relative_to(ROOT / "configs").as_posix(): path for path in (ROOT / "configs").rglob("*.yaml")
@@ -85,8 +89,14 @@ def test_wheel_has_every_recipe_as_it_is(wheel: Path) -> None:
 
 
 def test_wheel_has_nothing_else(names: list[str]) -> None:
-    """No tests, caches, data: Python modules, recipes and the metadata only."""
-    others = [name for name in names if not name.endswith(".py") and not name.startswith("lrface/_configs/")]
+    """No tests, caches, data: Python modules, recipes, the page of `lrface ui` and the metadata only."""
+    page = {f"lrface/serve/page/{name}" for name in ("index.html", "page.css", "page.js")}
+    assert page <= set(names)
+    others = [
+        name
+        for name in names
+        if not name.endswith(".py") and not name.startswith("lrface/_configs/") and name not in page
+    ]
     assert {name.split("/")[0] for name in others} == {f"lrface-{lrface.__version__}.dist-info"}
 
 
