@@ -92,12 +92,20 @@ def test_thresholds_are_stored_with_the_model_and_used(place, tmp_path, monkeypa
     ]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "wanted FAR 1e-1" in done.stdout
+    assert "wanted FAR 1e-1" in done.stdout and "Brier score" in done.stdout
     embedder = load_embedder(model)
     assert set(embedder.card["thresholds"]) == {"112", "28"}
     assert embedder.card["thresholds_measured"]["impostor_pairs"] == 20
     compared = embedder.compare(faces.image(0), faces.image(1))
     assert compared.threshold_from == "card" and compared.threshold in embedder.card["thresholds"].values()
+    kept = embedder.card["probability"]
+    assert kept["sizes"] == [28, 112] and kept["slope"][0][1] == kept["slope"][1][0]
+    assert kept["measured"]["impostor_pairs"] == 20 and 0 < kept["measured"]["brier"] < 0.5
+    assert before.compare(faces.image(0), faces.image(1)).probability is None
+    logit = kept["slope"][1][1] * compared.similarity + kept["intercept"][1][1]
+    sharp = embedder.decide(compared.similarity, (112, 112))
+    assert sharp.probability == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-9)
+    assert 0 < compared.probability < 1 and f"{compared.probability:.4f}" in compared.statement
     run = verify_models([model], [pack], (112, 28), show_progress=False)
     (found,) = run.evaluations.values()
     for scores, size in zip(found.scores, (112, 28), strict=True):
@@ -221,8 +229,9 @@ def test_an_onnx_file_gets_its_thresholds_beside_it(place, tmp_path):
     write_onnx(model, seed=0)
     calibrate(str(model), str(place / "drawn.bin"), 0.1, (112,), cache=tmp_path, show_progress=False)
     assert set(load_embedder(model).card["thresholds"]) == {"112"}
+    assert load_embedder(model).card["probability"]["sizes"] == [112]
     write_onnx(model, seed=1)
-    assert "thresholds" not in load_embedder(model).card  # they belong to another file
+    assert not {"thresholds", "probability"} & set(load_embedder(model).card)  # they belong to another file
 
 
 def test_a_benchmark_becomes_a_pack_of_the_same_pairs(place, tmp_path):
