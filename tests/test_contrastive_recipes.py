@@ -11,8 +11,11 @@ from onnx_files import write_onnx
 from small_runs import TRAINER, draw_pictures, last, of, run, same
 
 from lrface import config, recipes
+from lrface.embed import open_model
 from lrface.errors import LrfaceError, UsageError
+from lrface.export import export_model
 from lrface.methods import Contrastive
+from lrface.probe import run_probe
 from lrface.recipes import build_method, check_loads, load_recipe
 from lrface.train.checkpoint import load_model
 
@@ -208,7 +211,21 @@ def test_open_clip_without_a_download(data, tmp_path):
     (tmp_path / "clip.pt").unlink()  # a trained network needs it no more
     encoder, _ = load_model(tmp_path / "run")
     assert not same(of(dict(encoder.state_dict()), "network."), wanted)
-    assert encoder.eval()(torch.rand(3, 3, 32, 32)).shape == (3, 32)
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        embedded = encoder.eval()(images)
+    assert embedded.shape == (3, 32)
+    # As a model like any other: embedded, exported, probed.
+    opened = open_model(str(tmp_path / "run"), device="cpu")
+    torch.testing.assert_close(opened.embed_tensor(images), embedded, rtol=1e-4, atol=1e-5)
+    place = data / "pictures"
+    done = export_model(tmp_path / "run", tmp_path / "student.onnx", to="onnx", faces=place)
+    assert all(row["minimum_cosine"] > 0.9999 for row in done.rows)
+    models = [f"run={tmp_path / 'run'}", f"onnx={tmp_path / 'student.onnx'}"]
+    told = {"degrade": "{name: pixel_mask, missing: 0.5}", "seeds": 2, "keep_features": False}
+    found = run_probe(models, place, place, device="cpu", show_progress=False, **told)
+    own, exported = (result["auc"]["values"] for result in found.results)
+    assert own == pytest.approx(exported, abs=0.05)
 
 
 def test_an_onnx_teacher_in_a_recipe(data, tmp_path):
