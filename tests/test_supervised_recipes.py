@@ -33,6 +33,18 @@ def test_they_have_the_papers_settings(name):
     assert bool((degraded != hq).flatten(1).any(1).all())
 
 
+@pytest.mark.parametrize("name", [*NAMES, "mask_range", "noise_range"])
+def test_those_of_imagenet100_see_what_their_students_see(name):
+    own, student = (load_recipe(f"imagenet100/{kind}_{name}") for kind in ("supervised", "contrastive"))
+    (stage,) = own.stages
+    optimiser, schedule = stage_settings(stage)
+    assert (optimiser.name, optimiser.learning_rate, schedule.kind) == ("adam", 1e-3, "cosine")
+    assert (own.data.batch_size, own.data.classes_subset, stage.epochs) == (64, "imagenet100", 25)
+    assert own.backbone.arguments["weights"] == "resnet101.pth", "never from fresh weights"
+    wanted = {**student.stages[0].degrade.arguments, "mirror": 0}
+    assert stage.degrade.name == student.stages[0].degrade.name and stage.degrade.arguments == wanted
+
+
 def test_a_share_of_the_labels_is_that_of_a_probe(tmp_path, monkeypatch):
     """Ten epochs of a tenth are as many steps as one of all; the first stage has all images."""
     write_images(tmp_path / "cifar10" / "train.parquet", 200)

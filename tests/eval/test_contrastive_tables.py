@@ -31,7 +31,8 @@ def test_rows_are_recipes_and_every_printed_number_has_its_row(script, table):
     assert len(set(keys)) == len(keys) == COUNTS[table]
     for row in rows:
         recipe = recipes.load_recipe(row.recipe, row.overrides)
-        assert recipes.stage_policy(recipe.stages[-1]).clean_share == 0
+        policy = recipes.stage_policy(recipe.stages[-1])
+        assert row.key == "supervised-clean" or policy.clean_share == 0
     printed = {key for column in script.columns(table, ["cifar100", "mine"]) for key in column.paper}
     assert printed <= set(keys) and (printed or table in ("10", "losses"))
 
