@@ -95,7 +95,9 @@ def test_wheel_has_nothing_else(names: list[str]) -> None:
     others = [
         name
         for name in names
-        if not name.endswith(".py") and not name.startswith("lrface/_configs/") and name not in page
+        if not name.endswith((".py", "/py.typed"))
+        and not name.startswith("lrface/_configs/")
+        and name not in page
     ]
     assert {name.split("/")[0] for name in others} == {f"lrface-{lrface.__version__}.dist-info"}
 

@@ -1,10 +1,8 @@
 """Faces of many requests embedded together, by one thread, from a queue that has an end."""
 
-import logging
 import math
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,8 +13,6 @@ import numpy as np
 
 from lrface.embed import Embeddings, FaceEmbedder
 from lrface.serve.limits import PIXELS_TOGETHER, Limits, Refused
-
-log = logging.getLogger("lrface.serve")
 
 
 @dataclass(frozen=True)
@@ -208,7 +204,7 @@ class Batcher:
                 for job in jobs:
                     self._embed([job], options)
             else:
-                self._fail(jobs[0], error)
+                jobs[0].end(error=error)
             return
         seconds = time.monotonic() - started
         if images:
@@ -241,11 +237,4 @@ class Batcher:
         try:
             job.end(call())
         except Exception as error:
-            self._fail(job, error)
-
-    def _fail(self, job: _Job, error: Exception) -> None:
-        if not isinstance(error, Refused):
-            # The place, not the message: that may repeat what was sent.
-            places = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s while embedding\n%s", type(error).__name__, places)
-        job.end(error=error)
+            job.end(error=error)

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lrface.errors import LrfaceError
 from lrface.serve.limits import Limits, Refused, check_token
 from lrface.serve.metrics import Metrics
 
@@ -81,8 +82,10 @@ class Gate:
         except ClientDisconnect:
             request.status = _GONE
         except Exception as error:
-            # The place, not the message: that may repeat what was sent.
-            log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            # The place, and no message but lrface's own: another may repeat what was sent.
+            said = f": {error}" if isinstance(error, LrfaceError) else ""
+            places = "".join(traceback.format_tb(error.__traceback__))
+            log.error("%s%s\n%s", type(error).__name__, said, places)
             if not request.status:
                 failed = Refused(500, "internal", "the server failed; its log says where")
                 await problem(failed)(scope, request.receive, request.send)
