@@ -39,8 +39,6 @@ KEYS = 200
 COMPACTION_SECONDS = 600
 """How long a removal waits for the server's compaction."""
 
-_KINDS = ("people", "images", "settings")
-
 
 class MilvusStore:
     """See the module. A gallery that is there; ``create`` makes one."""
@@ -52,13 +50,12 @@ class MilvusStore:
         with self._errors():
             if self._lite:
                 self._recover()
-            if not self._client.has_collection(self._of("settings")):
+            settings = _settings(self._client, name)
+            if settings is None:
                 raise LrfaceError(f"{uri} has no gallery {name!r}. `lrface gallery add` makes one")
-            (row,) = self._client.query(
-                self._of("settings"), filter='key in ["gallery"]', output_fields=["text"]
-            )
-            self.header: dict[str, Any] = json.loads(row["text"])
-            for kind in _KINDS:
+            self.header: dict[str, Any] = settings
+            # What a process before this one made is not in memory yet.
+            for kind in ("people", "images"):
                 self._client.load_collection(self._of(kind))
 
     @classmethod
@@ -68,22 +65,28 @@ class MilvusStore:
         client = _connect(name, uri, token)
         with _translated(uri):
             # While Milvus Lite rewrites a gallery its settings stay where they are.
-            return bool(client.has_collection(f"{name}_settings"))
+            return _settings(client, name) is not None
 
     @classmethod
     def create(cls, name: str, uri: str, token: str | None, header: dict[str, Any]) -> "MilvusStore":
         """An empty gallery with the settings ``header``. Raises UsageError where there is one of that name."""
         client = _connect(name, uri, token)
         with _translated(uri):
-            if client.has_collection(f"{name}_settings"):
+            if _settings(client, name) is not None:
                 raise UsageError(f"{uri} has a gallery {name!r} already")
-            width = header["model"]["embedding_size"]
+            width, begun = header["model"]["embedding_size"], client.has_collection(f"{name}_settings")
+            if not begun:
+                for kind in ("people", "images"):
+                    if client.has_collection(f"{name}_{kind}"):
+                        raise UsageError(
+                            f"{uri} has a collection {name}_{kind} that is no gallery's; take another name"
+                        )
+                _make_collection(client, f"{name}_settings", "settings", 2)
             for kind in ("people", "images"):
-                if client.has_collection(f"{name}_{kind}"):  # a creation that was cut short
+                if client.has_collection(f"{name}_{kind}"):  # of a creation that was cut short
                     client.drop_collection(f"{name}_{kind}")
                 _make_collection(client, f"{name}_{kind}", kind, width)
-            if not client.has_collection(f"{name}_settings"):
-                _make_collection(client, f"{name}_settings", "settings", 2)
+            # Written last: from here on it is a gallery.
             text = json.dumps({**header, "index": "milvus"})
             client.upsert(f"{name}_settings", [{"key": "gallery", "text": text, "vector": [1.0, 0.0]}])
         return cls(name, uri, token)
@@ -293,12 +296,12 @@ def _connect(name: str, uri: str, token: str | None) -> Any:
     # It writes tracebacks of its own for every error, which is told to the caller here.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
-    with _translated(uri):
+    with _translated(uri, "; another process may have it open" if _is_lite(uri) else ""):
         return MilvusClient(uri=uri, token=token or "")
 
 
 @contextmanager
-def _translated(uri: str) -> Iterator[None]:
+def _translated(uri: str, hint: str = "") -> Iterator[None]:
     try:
         from pymilvus.exceptions import MilvusException
     except ImportError as error:
@@ -306,9 +309,17 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
-        hint = "; another process may have it open" if _is_lite(uri) else ""
         message = (str(error.message) or type(error).__name__).splitlines()[0]
         raise LrfaceError(f"Milvus at {uri}: {message}{hint}") from error
+
+
+def _settings(client: Any, name: str) -> dict[str, Any] | None:
+    """What was settled when the gallery was made; None where it was not made, or not to the end."""
+    if not client.has_collection(f"{name}_settings"):
+        return None
+    client.load_collection(f"{name}_settings")
+    rows = client.query(f"{name}_settings", filter='key in ["gallery"]', output_fields=["text"])
+    return json.loads(rows[0]["text"]) if rows else None
 
 
 def _fields() -> dict[str, list[tuple[str, str, dict[str, Any]]]]:
