@@ -32,7 +32,7 @@ def on_startup(command: str, dirty: bool) -> None:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Commands and papers that exist are in the navigation."""
+    """Every command is in the navigation."""
     assert config.nav is not None
     commands: list[Any] = ["commands/index.md"]
     commands += [{f"lrface {name}": page_of(name)} for name, _ in all_commands()]
@@ -191,5 +191,7 @@ def run(notebook: Any) -> None:
         env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, km=manager, timeout=3600, startup_timeout=600, resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            notebook, km=manager, timeout=3600, startup_timeout=600, resources={"metadata": {"path": folder}}
+        )
         client.execute()
