@@ -50,7 +50,7 @@ class Reconstruct(Method):
         self.encoder: FaceBackbone = encoder.requires_grad_(False)
         self.decoder = decoder
         self.policy = policy
-        if getattr(encoder, "weights", None) is None:
+        if encoder.weights is None:
             self.must_load = {"encoder": "encoder"}
 
     def train(self, mode: bool = True) -> "Reconstruct":
@@ -92,7 +92,7 @@ class Robustify(Method):
         UsageError: a value out of range.
     """
 
-    needs = ("image", "seed")
+    needs: tuple[str, ...] = ("image", "seed")
     remembered: Tensor
     count: Tensor
 
@@ -136,8 +136,7 @@ class Robustify(Method):
         self.encoder: FaceBackbone = encoder
         self.policy = policy
         self.teacher: FaceBackbone = copy.deepcopy(encoder).requires_grad_(False)
-        if getattr(self.teacher, "weights", None) is not None:
-            self.teacher.weights = None  # it follows the encoder, whatever that starts from
+        self.teacher.weights = None  # it follows the encoder, whatever that starts from
         self.loss_weights = weights
         self.temperature, self.quality_share = temperature, quality_share
         self.register_buffer("remembered", torch.zeros(queue, encoder.embedding_size))
@@ -148,7 +147,7 @@ class Robustify(Method):
         if decoder is not None and quality_weight:
             self.decoder = decoder.requires_grad_(False)
             self.must_load = {"decoder": "decoder"}
-        if getattr(encoder, "weights", None) is None:
+        if encoder.weights is None:
             self.must_load = {**self.must_load, "encoder": "encoder"}
         self.accumulable = not contrast_weight
         freeze_batchnorm(encoder)

@@ -59,7 +59,8 @@ class FaceBackbone(nn.Module):
     [n, feature_channels, feature_size, feature_size] (f_theta in QualNet); ``embed`` turns that map into the embedding
     [n, embedding_size] (H in QualNet, eq. 2), not L2-normalised.
 
-    ``channels`` is 1 for a network of grey images, which then takes [n, 1, h, w].
+    ``channels`` is 1 for a network of grey images, which then takes [n, 1, h, w]. ``weights`` names the file that a fresh
+    network starts from, where it has one: a stage then need not load it.
     """
 
     embedding_size: int
@@ -67,6 +68,7 @@ class FaceBackbone(nn.Module):
     feature_size: int = 7
     input_size: int = 112
     channels: int = 3
+    weights: str | None = None
 
     def features(self, x: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define features()")

@@ -107,6 +107,9 @@ class OnnxBackbone(TracedBackbone):
 class _Normalise(nn.Module):
     """RGB float [n, 3, h, w] in [0, 1] -> what a file takes."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, swap: bool, mean: Tensor, std: Tensor):
         super().__init__()
         if (std == 0).any():
