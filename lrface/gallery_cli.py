@@ -97,7 +97,7 @@ def add(
         str | None,
         typer.Option(
             "--index",
-            help="Search from now on by: exact, hnsw, ivf, or auto: exact up to a million people, then ivf.",
+            help="Search from now on by: exact, hnsw, ivf, or auto: exact up to a million people, then hnsw.",
         ),
     ] = None,
     device: Device = "auto",

@@ -1,5 +1,6 @@
 """What a gallery holds: enrolled images, and one pooled vector (template) for each person."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from lrface.benchmarks.identification import pool_templates
 from lrface.errors import UsageError
 
 POOLINGS = ("mean", "norm")
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
 INDEXES = ("auto", "exact", "hnsw", "ivf")
 
 
@@ -115,9 +117,13 @@ def joined(parts: Sequence[EnrolledFaces]) -> EnrolledFaces:
 
 
 def check_name(name: Any) -> str:
-    """The name of a person. Raises UsageError for one that is empty, longer than 500 characters or not printable."""
-    if not isinstance(name, str) or not name.strip() or len(name) > 500 or not name.isprintable():
-        raise UsageError(
-            f"a person's name is text of 1 to 500 characters without control characters; found {name!r}"
-        )
-    return name
+    """The name of a person as it is kept: without blanks around it, composed (NFC), so that a name typed in and the same
+    name read from a folder on another system are one. Raises UsageError for one that is empty, longer than 500 characters
+    or holds control characters."""
+    if isinstance(name, str):
+        kept = unicodedata.normalize("NFC", name).strip()
+        if 0 < len(kept) <= 500 and not any(unicodedata.category(each) in _NO_TEXT for each in kept):
+            return kept
+    raise UsageError(
+        f"a person's name is text of 1 to 500 characters without control characters; found {name!r}"
+    )

@@ -463,7 +463,7 @@ class FolderStore:
                 f"{self.folder / MANIFEST}: index must be {', '.join(INDEXES)}; found {wanted!r}"
             )
         if wanted == "auto":
-            wanted = "ivf" if view.people > EXACT_ROWS and has_faiss() else "exact"
+            wanted = "hnsw" if view.people > EXACT_ROWS and has_faiss() else "exact"
         entry = view.manifest["search_index"]
         if wanted == "exact" or not view.people:
             if entry is not None:

@@ -59,7 +59,7 @@ class Gallery:
             pooling: how a person's images become one vector: "mean" of the unit vectors, or "norm": weighed by the
                 length of the features, which is smaller for unclear faces.
             flip: embed the mirrored face too, in the gallery and in probes.
-            index: "exact", "hnsw", "ivf", or "auto": exact up to a million people, ivf beyond where faiss is installed.
+            index: "exact", "hnsw", "ivf", or "auto": exact up to a million people, hnsw beyond where faiss is installed.
                 Folders only; in Milvus its own index does.
             backend: "folder", or "milvus" at ``uri``: a file NAME.db (Milvus Lite), or http://HOST:19530 of a server or
                 cluster with ``token`` ("user:password").
@@ -357,9 +357,8 @@ class Gallery:
         Raises:
             LrfaceError: somebody else writes, or there is no room to write the others' data again.
         """
-        wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-        for name in wanted:
-            check_name(name)
+        given = [names] if isinstance(names, str) else names
+        wanted = list(dict.fromkeys(check_name(name) for name in given))
         with self._writing():
             removed, absent = self._store.remove(wanted)
             self._refresh_index(progress)

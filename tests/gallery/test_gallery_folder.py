@@ -616,7 +616,7 @@ def test_beyond_a_million_people_auto_takes_an_index(tmp_path, monkeypatch):
     gallery.add_vectors([f"p{n}" for n in range(200)], vectors(200))
     assert gallery.info()["search"] == "exact"
     gallery.add_vectors(["one more"], vectors(1, seed=2))
-    assert gallery.info()["search"] == "ivf"
+    assert gallery.info()["search"] == "hnsw"
 
 
 def test_without_faiss_an_index_is_refused_and_an_indexed_gallery_searched_exactly(tmp_path, monkeypatch):

@@ -97,3 +97,14 @@ def test_a_damaged_index_is_named(tmp_path):
         ApproximateIndex.read(
             tmp_path / "index-00000001.faiss", {"kind": "hnsw", "effort": 16, "recall": 1.0}
         )
+
+
+def test_an_index_that_does_not_fit_on_the_disk_is_told(tmp_path):
+    pytest.importorskip("faiss", reason="faiss is not installed (extra search)")
+    from pathlib import Path
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    built = ApproximateIndex.build("hnsw", vectors(200), np.arange(200), show_progress=False)
+    with pytest.raises(OSError, match="No space left"):
+        built.write(Path("/dev/full"))
