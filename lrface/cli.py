@@ -1536,7 +1536,7 @@ def export_command(
     minimum_cosine: Annotated[
         float | None,
         typer.Option(
-            "--minimum-cosine", help="Of the worst face to the model's features; default 0.9999, int8 0.9."
+            "--minimum-cosine", help="Of the worst face to the model's features; default 0.9999, int8 0.95."
         ),
     ] = None,
     opset: Annotated[

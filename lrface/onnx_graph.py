@@ -60,8 +60,10 @@ def feed(model: Any, swap: bool, scale: Sequence[float], shift: Sequence[float])
     for operator, name, value in steps:
         name = f"lrface{number}_{name}"
         graph.initializer.append(numpy_helper.from_array(value, f"{name}_value"))
-        axis = {"axis": 1} if operator == "Gather" else {}
-        nodes.append(helper.make_node(operator, [last, f"{name}_value"], [f"{name}_given"], name, **axis))
+        node = helper.make_node(operator, [last, f"{name}_value"], [f"{name}_given"], name)
+        if operator == "Gather":
+            node.attribute.append(helper.make_attribute("axis", 1))
+        nodes.append(node)
         last = f"{name}_given"
     _rename(graph, image.name, last)
     before = list(graph.node)

@@ -12,8 +12,11 @@ from torch import Tensor
 from lrface.errors import LrfaceError
 from lrface.progress import progress
 
-# Layers with weights: most of the arithmetic, and all of the size. Activations in between stay float32.
+# Layers with weights: most of the arithmetic, and all of the size.
 _LAYERS = ["Conv", "Gemm", "MatMul"]
+# What follows them: quantised together with them, the range is that of what is left, not of what is cut off. For a
+# MobileFaceNet on faces of CelebA: mean cosine 0.99 instead of 0.93. Sums and PReLU stay float32.
+_ACTIVATIONS = ["Relu", "Clip"]
 _CALIBRATION_BATCH = 8
 
 
@@ -30,8 +33,10 @@ def quantise(
 
     Args:
         file: one input, float images [n, 3, s, s].
-        how: "dynamic": weights in uint8, ranges of activations measured image by image as they come; "static": weights in
-            int8 with one scale a channel, ranges measured on ``faces``, from the smallest to the largest value seen.
+        how: "dynamic": weights in uint8, ranges of activations measured batch by batch as they come, depthwise convolutions
+            in float32 (few weights, and one scale for all their channels costs most of the accuracy); "static": weights in
+            int8 with one scale a channel, activations in uint8, ranges measured on ``faces``, from the smallest to the
+            largest value seen.
         faces: float32 [n, 3, s, s] in [0, 1]; None for dynamic.
         signed: whether the network takes [-1, 1].
         card: lrface's card, JSON.
@@ -50,8 +55,13 @@ def quantise(
             # Folds constants and BatchNorm into the layers before. Symbolic shapes would need sympy and are not needed.
             quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
             if how == "dynamic":
+                depthwise = _prepare_dynamic(prepared)
                 quantize_dynamic(
-                    str(prepared), str(made), op_types_to_quantize=_LAYERS, weight_type=QuantType.QUInt8
+                    str(prepared),
+                    str(made),
+                    op_types_to_quantize=_LAYERS,
+                    weight_type=QuantType.QUInt8,
+                    nodes_to_exclude=depthwise,
                 )
             else:
                 assert faces is not None
@@ -59,9 +69,9 @@ def quantise(
                     str(prepared),
                     str(made),
                     _Reader(prepared, faces, signed, show_progress),
-                    op_types_to_quantize=_LAYERS,
+                    op_types_to_quantize=_LAYERS + _ACTIVATIONS,
                     per_channel=True,
-                    activation_type=QuantType.QInt8,
+                    activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                 )
         except LrfaceError:
@@ -73,6 +83,26 @@ def quantise(
     if signed:
         onnx_graph.for_insightface(model)
     out.write_bytes(onnx_graph.finish(model, card))
+
+
+def _prepare_dynamic(file: Path) -> list[str]:
+    """The names of the convolutions of groups, which get one where they have none.
+
+    Shapes that were stated go: onnxruntime transposes matrices and leaves those of before.
+    """
+    import onnx
+
+    from lrface import onnx_graph
+
+    model = onnx_graph.load_onnx(file)
+    del model.graph.value_info[:]
+    names = []
+    for number, node in enumerate(model.graph.node):
+        if node.op_type == "Conv" and any(each.name == "group" and each.i > 1 for each in node.attribute):
+            node.name = node.name or f"lrface_depthwise_{number}"
+            names.append(node.name)
+    onnx.save(model, str(file))
+    return names
 
 
 class _Reader:
