@@ -1,4 +1,4 @@
-"""Tables 1 (with 4), 2 (with 5), 7, 8, 9, 10, 13 and 14 of the paper on contrastive inversion (paper 002) and its five
+"""Tables 1 (with 4), 2 (with 5 and 6), 7, 8, 9, 10, 13 and 14 of the paper on contrastive inversion (paper 002) and its five
 losses (section 4.5), measured again on CIFAR-10 beside its numbers.
 
     python eval/contrastive_tables.py --table 1 --data DATA --rows supervised-mask90 contrastive-mask90
@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lrface.benchmarks import published_contrastive as paper
+from lrface.contrastive_figures import UNITS
 from lrface.contrastive_study import OPERATORS, OTHER_LEVELS, evaluation, rows, transfer_sets
 from lrface.errors import errors_for_users
 from lrface.study import Column, Figures, Row, cell, run_study, study_options
@@ -82,11 +83,11 @@ def columns(table: str, sets: Sequence[str] = ()) -> tuple[Column, ...]:
     if table == "2":
         return tuple(
             Column(
-                f"{name}, {what.replace('top', 'top-')} (%)",
+                f"{name}, {UNITS[what]}",
                 on_set(what, name),
                 {key: found[name] for key, found in printed.items() if name in found},
             )
-            for what, printed in (("top1", paper.TABLE_2), ("top5", paper.TABLE_5))
+            for what, printed in (("top1", paper.TABLE_2), ("top5", paper.TABLE_5), ("auc", paper.TABLE_6))
             for name in sets
         )
     if table == "14":

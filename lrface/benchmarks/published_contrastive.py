@@ -31,10 +31,34 @@ TABLE_13 = (41.30, 24.00, 14.50, 75.20, 25.10, 7.70, 51.20, 22.30)
 """The untouched teacher, its classifier fitted to degraded images."""
 
 TABLE_2: dict[str, dict[str, float]] = {
-    "supervised-mask_range": {"cifar10": 79.83, "cifar100": 55.10, "stl10": 81.09, "imagenet100b": 67.45},
-    "contrastive-mask_range": {"cifar10": 80.93, "cifar100": 58.55, "stl10": 89.44, "imagenet100b": 80.09},
-    "supervised-noise_range": {"cifar10": 76.52, "cifar100": 52.00, "stl10": 82.28, "imagenet100b": 69.49},
-    "contrastive-noise_range": {"cifar10": 76.19, "cifar100": 52.51, "stl10": 86.30, "imagenet100b": 78.66},
+    "supervised-mask_range": {
+        "cifar10": 79.83,
+        "cifar100": 55.10,
+        "stl10": 81.09,
+        "imagenet100b": 67.45,
+        "covid": 82.07,
+    },
+    "contrastive-mask_range": {
+        "cifar10": 80.93,
+        "cifar100": 58.55,
+        "stl10": 89.44,
+        "imagenet100b": 80.09,
+        "covid": 84.01,
+    },
+    "supervised-noise_range": {
+        "cifar10": 76.52,
+        "cifar100": 52.00,
+        "stl10": 82.28,
+        "imagenet100b": 69.49,
+        "covid": 83.54,
+    },
+    "contrastive-noise_range": {
+        "cifar10": 76.19,
+        "cifar100": 52.51,
+        "stl10": 86.30,
+        "imagenet100b": 78.66,
+        "covid": 79.74,
+    },
 }
 """Transfer of networks trained with 50 to 95 % of the pixels missing, and with noise of deviation 0.1 to 0.3."""
 TABLE_5: dict[str, dict[str, float]] = {
@@ -44,6 +68,13 @@ TABLE_5: dict[str, dict[str, float]] = {
     "contrastive-noise_range": {"cifar10": 98.72, "cifar100": 81.50, "stl10": 99.48, "imagenet100b": 94.74},
 }
 """As Table 2, top-5."""
+TABLE_6: dict[str, dict[str, float]] = {
+    "supervised-mask_range": {"covid": 0.918},
+    "contrastive-mask_range": {"covid": 0.918},
+    "supervised-noise_range": {"covid": 0.927},
+    "contrastive-noise_range": {"covid": 0.896},
+}
+"""As Table 2, area under the ROC curve: X-rays of healthy lungs against those with pneumonia."""
 
 TABLE_12 = {
     "pixel_mask": {0.96: 56.80, 0.97: 39.28, 0.98: 11.01, 0.99: 2.03},

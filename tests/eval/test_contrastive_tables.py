@@ -42,6 +42,8 @@ def test_the_papers_numbers_stand_in_their_rows(script):
     assert (top1.paper["supervised-mask90"], top1.paper["contrastive-blur37"]) == (74.12, 77.80)
     assert (few.paper["contrastive-noise50"], top5.paper["supervised-noise10"]) == (73.14, 95.49)
     assert few5.paper["contrastive-mask75"] == 95.53 and "supervised-mask75" not in few5.paper
+    covid, _, area = script.columns("2", ["covid"])
+    assert (covid.paper["contrastive-noise_range"], area.paper["supervised-noise_range"]) == (79.74, 0.927)
     denoised, ours = script.columns("7")
     assert (denoised.paper["contrastive-noise30"], ours.paper["contrastive-noise30"]) == (56.47, 81.30)
     assert script.columns("8")[0].paper == {
