@@ -102,6 +102,7 @@ def client(url: str, connections: int, seconds: float) -> dict[str, Any]:
     """The second process: asks over so many connections at once; gives latencies and statuses."""
     kinds = questions(0)
     found = [{"seconds": {kind: [] for kind in SHARES}, "statuses": Counter()} for _ in range(connections)]
+    print("asking", flush=True)
     begun = time.time()
     threads = [
         threading.Thread(
@@ -167,14 +168,16 @@ def measure(model: str, minutes: float, connections: int, threads: int | None, p
         stdout=subprocess.PIPE,
         text=True,
     )
-    memory: list[tuple[float, float]] = []
-    started = time.monotonic()
+    assert asking.stdout is not None
+    asking.stdout.readline()
+    memory: list[float] = []
+    interval = min(5.0, 60 * minutes / 20)
     try:
-        with progress(round(60 * minutes), "load", unit="s") as bar:
+        with progress(round(60 * minutes / interval), "load", unit="samples") as bar:
             while asking.poll() is None:
-                memory.append((round(time.monotonic() - started, 1), round(resident(server.pid), 1)))
-                time.sleep(min(5.0, 60 * minutes / 20))
-                bar.advance(min(5, 3 * minutes))
+                memory.append(round(resident(server.pid), 1))
+                time.sleep(interval)
+                bar.advance()
         output, _ = asking.communicate()
         if asking.returncode:
             raise LrfaceError(f"the clients failed with exit code {asking.returncode}")
@@ -190,10 +193,7 @@ def measure(model: str, minutes: float, connections: int, threads: int | None, p
     numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     batches = float(numbers["lrface_batch_images_count"])
     third = len(memory) // 3
-    middle, last = (
-        statistics.median(value for _, value in part)
-        for part in (memory[third : 2 * third], memory[2 * third :])
-    )
+    middle, last = (statistics.median(part) for part in (memory[third : 2 * third], memory[2 * third :]))
     growth = 100 * (last / middle - 1)
     errors = sum(count for status, count in found["statuses"].items() if status != "200")
     return {
@@ -206,12 +206,13 @@ def measure(model: str, minutes: float, connections: int, threads: int | None, p
         "errors": errors,
         "images_per_batch": round(float(numbers["lrface_batch_images_sum"]) / batches, 2),
         "memory_mib": {
-            "begin": memory[0][1],
+            "begin": memory[0],
             "middle_third": round(middle, 1),
             "last_third": round(last, 1),
             "growth_percent": round(growth, 2),
             "flat": growth <= FLAT,
-            "samples": memory[:: max(1, len(memory) // 60)],
+            "every_seconds": interval,
+            "samples": memory,
         },
         "exit_code_after_sigterm": stopped,
     }
@@ -234,37 +235,35 @@ def main() -> None:
         return
     if not given.model:
         parser.error("--model is needed")
-    with errors_for_users():
-        started = time.monotonic()
-        found = measure(given.model, given.minutes, given.connections, given.threads, given.port)
-        write_json(
-            given.out,
-            {
-                "table": "lrface serve at saturation, asked by a second process",
-                "command": " ".join(["python", "eval/serve_load.py", *sys.argv[1:]]),
-                "commit": lrface_commit(),
-                "date": date.today().isoformat(),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
-                "seconds": round(time.monotonic() - started, 1),
-                "model": Path(given.model).name,
-                **found,
-            },
-        )
-        memory = found["memory_mib"]
+    started = time.monotonic()
+    found = measure(given.model, given.minutes, given.connections, given.threads, given.port)
+    write_json(
+        given.out,
+        {
+            "table": "lrface serve at saturation, asked by a second process",
+            "command": " ".join(["python", "eval/serve_load.py", *sys.argv[1:]]),
+            "commit": lrface_commit(),
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
+            "seconds": round(time.monotonic() - started, 1),
+            "model": Path(given.model).name,
+            **found,
+        },
+    )
+    memory = found["memory_mib"]
+    print(
+        f"{found['requests']} requests, {found['requests_per_second']}/s, {found['errors']} errors; "
+        f"{found['images_per_batch']} images a batch; memory {memory['begin']} -> {memory['last_third']} MiB "
+        f"({memory['growth_percent']:+} % over the last third)"
+    )
+    for row in found["rows"]:
         print(
-            f"{found['requests']} requests, {found['requests_per_second']}/s, {found['errors']} errors; "
-            f"{found['images_per_batch']} images a batch; memory {memory['begin']} -> {memory['last_third']} MiB "
-            f"({memory['growth_percent']:+} % over the last third)"
+            f"  {row['question']:<11} {row['per_second']:>7}/s  p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms"
         )
-        for row in found["rows"]:
-            print(
-                f"  {row['question']:<11} {row['per_second']:>7}/s  p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms"
-            )
-        if found["errors"] or not memory["flat"]:
-            raise LrfaceError(
-                f"not what was wanted: {found['statuses']}, memory {memory['growth_percent']:+} %"
-            )
+    if found["errors"] or not memory["flat"]:
+        raise LrfaceError(f"not what was wanted: {found['statuses']}, memory {memory['growth_percent']:+} %")
 
 
 if __name__ == "__main__":
-    main()
+    with errors_for_users():
+        main()
