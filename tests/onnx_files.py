@@ -30,7 +30,9 @@ def write_onnx(file, scale: float = 1.0, size: int = 32, width: int = 4, output:
     return torch.from_numpy(matrix * scale)
 
 
-def write_recogniser(file, size: int = 16, width: int = 8, bgr: bool = False, metadata: str | None = None):
+def write_recogniser(
+    file, size: int = 16, width: int = 8, bgr: bool = False, metadata: str | None = None, opset: int = 17
+):
     """A small recogniser as exporters write them, with random weights: normalisation inside (or none, with ``bgr``), two
     convolutions with PReLU and BatchNorm, a scale, a Reshape by a shape that is computed, and a linear layer."""
     onnx = pytest.importorskip("onnx")
@@ -70,6 +72,9 @@ def write_recogniser(file, size: int = 16, width: int = 8, bgr: bool = False, me
         weight("w3", width, 2 * width * side * side),
         weight("b3", width),
     ]
+    if opset > 17:  # as PyTorch's exporter writes it
+        nodes[6:10] = [helper.make_node("Reshape", ["map", "wanted"], ["flat"], allowzero=1)]
+        weights.append(numpy_helper.from_array(np.array([-1, 2 * width * side * side]), "wanted"))
     if not bgr:
         nodes[:0] = [
             helper.make_node("Sub", ["images", "centre"], ["centred"]),
@@ -88,7 +93,7 @@ def write_recogniser(file, size: int = 16, width: int = 8, bgr: bool = False, me
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", width])],
         weights,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     if metadata is not None:
         helper.set_model_props(model, {"lrface_card": metadata})
     onnx.save(model, str(file))

@@ -31,6 +31,7 @@ from lrface.models.traced import TracedBackbone, shapes_of, tidy
 
 KEPT = 64
 """Numbers of a tensor that the structure keeps: shapes, bounds and scales, but no weights."""
+OPSET = 17
 LARGEST = 256 << 20  # bytes of an unpacked structure
 # What a plain number of the file may be trained in.
 _TRAINED = ("OnnxBinaryMathOperation", "OnnxMatMul", "OnnxGemm", "OnnxPReLU", "OnnxSum")
@@ -218,13 +219,15 @@ def _pack(model: Any) -> str:
     """The file without the numbers of its weights: zlib, base64."""
     bare = type(model)()
     bare.CopyFrom(model)
-    del bare.metadata_props[:]
     del bare.graph.value_info[:]
+    # Exporters write where in whose source an operator comes from; a card is for everybody.
+    graph = bare.graph
+    for part in (bare, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        for name in {"doc_string", "metadata_props"}.intersection(part.DESCRIPTOR.fields_by_name):
+            part.ClearField(name)
     for tensor in _tensors(bare):
         tensor.ClearField("raw_data")
         tensor.ClearField("float_data")
-    for node in bare.graph.node:
-        node.ClearField("doc_string")
     return base64.b64encode(zlib.compress(bare.SerializeToString(deterministic=True), 9)).decode("ascii")
 
 
@@ -246,11 +249,36 @@ def _unpack(graph: str) -> Any:
     return model
 
 
+def _older(model: Any) -> Any:
+    """``model`` in the operators of :data:`OPSET`, which onnx2torch knows, where that can be done."""
+    onnx = _onnx()
+    from onnx import version_converter
+
+    if all(each.version <= OPSET for each in model.opset_import if not each.domain):
+        return model
+    try:
+        older = version_converter.convert_version(model, OPSET)
+    except (
+        Exception
+    ):  # onnx's own errors share no base class below Exception; the conversion then says what is wrong
+        return model
+    shapes = {
+        each.name: onnx.numpy_helper.to_array(each) for each in older.graph.initializer if each.data_type == 7
+    }
+    for node in older.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in shapes and (shapes[node.input[1]] != 0).all():
+            # It says what a zero means; there is none.
+            kept = [each for each in node.attribute if each.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return older
+
+
 def _convert(model: Any, what: str) -> fx.GraphModule:
     import onnx2torch
 
     try:
-        network: fx.GraphModule = onnx2torch.convert(model)
+        network: fx.GraphModule = onnx2torch.convert(_older(model))
     except Exception as error:  # it raises whatever an operator that it does not know leads to
         reason = str(error).partition("\n")[0][:200]
         raise LrfaceError(

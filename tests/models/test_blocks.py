@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrface.models.blocks import PReLU
+from lrface.models.blocks import PReLU, StridedDepthwise
 
 
 def layer(channels: int) -> PReLU:
@@ -57,3 +57,23 @@ def test_prelu_of_half_precision():
         out = module(x)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), F.prelu(x.float(), module.weight), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_depthwise_convolution_with_a_stride_is_pytorchs(precision):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(4, 4, 3, 2, 1, groups=4)
+    module = StridedDepthwise(4, 4, 3, 2, 1, groups=4)
+    module.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 4, 8, 8)
+    found = []
+    for layer in (module, plain):
+        x = images.to(precision).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == precision
+        y.float().square().sum().backward()
+        found.append([y, x.grad, layer.weight.grad, layer.bias.grad])
+    close = {"rtol": 0, "atol": 0} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, **close)

@@ -17,9 +17,9 @@ from lrface.train.checkpoint import load_model, make_card, save_model
 pytest.importorskip("onnx2torch")
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    return write_recogniser(tmp_path_factory.mktemp("recogniser") / "recogniser.onnx")
+@pytest.fixture(scope="module", params=[17, 20])
+def file(request, tmp_path_factory):
+    return write_recogniser(tmp_path_factory.mktemp("recogniser") / "recogniser.onnx", opset=request.param)
 
 
 def by_onnxruntime(file, images: torch.Tensor) -> torch.Tensor:
