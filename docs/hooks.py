@@ -32,8 +32,11 @@ def on_startup(command: str, dirty: bool) -> None:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Every command is in the navigation."""
+    """Every command, and every page that mkdocs.yml does not name (as a guide), is in the navigation."""
     assert config.nav is not None
+    named = set(re.findall(r"[\w/]+\.md", str(config.nav)))
+    guides = next(section["Guides"] for section in config.nav if "Guides" in section)
+    guides += [page.name for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in named]
     commands: list[Any] = ["commands/index.md"]
     commands += [{f"lrface {name}": page_of(name)} for name, _ in all_commands()]
     config.nav.append({"Commands": commands})
