@@ -61,9 +61,7 @@ def evaluation(recogniser: Path, runs: Path, benchmark: Callable[[], Verificatio
         return {f"{row['gallery_size']}x{row['probe_size']}": row["accuracy"] for row in run.rows}
 
     def before() -> dict[str, Any]:
-        network = OnnxBackbone(str(recogniser))
-        network.start()
-        return {"figures": of_network(network)}
+        return {"figures": of_network(OnnxBackbone(str(recogniser)))}
 
     def measure(folder: Path) -> Figures:
         key = {"file_sha256": hashlib.sha256(recogniser.read_bytes()).hexdigest(), "testing": TESTING}
