@@ -55,7 +55,7 @@ def norms(module: nn.Module) -> list[nn.Module]:
 
 def test_names():
     of_papers = ["ada", "ant", "contrastive", "distil", "qualnet", "restore"]
-    assert METHODS.names() == sorted(["classify", "consistency", *of_papers])
+    assert METHODS.names() == sorted(["classify", "consistency", "reconstruct", "robustify", *of_papers])
 
 
 def test_prepare_degrades_by_the_seed_of_the_batch():
