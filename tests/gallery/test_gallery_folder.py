@@ -302,7 +302,7 @@ def _operations(tmp_path):
 
 def test_killed_before_any_of_the_operations_on_files_nothing_acknowledged_is_lost(tmp_path):
     operations = _operations(tmp_path)
-    _killed_at(tmp_path, np.random.default_rng().choice(np.arange(1, operations + 1), 6, replace=False))
+    _killed_at(tmp_path, np.random.default_rng().choice(np.arange(1, operations + 1), 4, replace=False))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ def plain(rows, probes, k):
 
 
 @pytest.mark.parametrize(
-    ("count", "probes", "k"), [(1, 1, 1), (5, 3, 10), (3000, 1, 10), (20000, 300, 10), (900, 7, 900)]
+    ("count", "probes", "k"), [(1, 1, 1), (5, 3, 10), (3000, 1, 10), (6000, 260, 10), (900, 7, 900)]
 )
 def test_the_best_of_the_plain_product(count, probes, k, monkeypatch):
     monkeypatch.setattr(index_module, "BLOCK", 512)
