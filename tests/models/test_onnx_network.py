@@ -9,7 +9,9 @@ import pytest
 import torch
 from onnx_files import write_onnx, write_recogniser
 
+from lrface.degrade.policies import build_policy
 from lrface.errors import LrfaceError, UsageError
+from lrface.methods import METHODS
 from lrface.models import build_backbone
 from lrface.models.onnx_network import OnnxBackbone
 from lrface.train.checkpoint import load_model, make_card, save_model
@@ -181,3 +183,18 @@ def test_the_oracle_as_a_network(shared):
     with torch.no_grad():
         torch.testing.assert_close(network(images), by_onnxruntime(file, images), rtol=0, atol=2e-5)
     assert len(network.graph) < 20_000
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_contrastive_student_starts_from_the_file(named, tmp_path):
+    path = str(write_recogniser(tmp_path / "recogniser.onnx"))
+    teacher = {"teacher": {"name": "onnx", "path": path}} if named else {}
+    policy = build_policy("resolution", clean_share=0.0, sizes=[8])
+    method = METHODS.build("contrastive", encoder=OnnxBackbone(path=path), policy=policy, **teacher)
+    assert isinstance(method.teacher, OnnxBackbone)
+    assert method.teacher.weights == path  # so that no stage before has to be loaded
+    assert method.filled([]) == ["encoder starts from the teacher"]
+    ready = method.train().prepare({"image": torch.rand(4, 3, 16, 16), "seed": 0})
+    method(ready).loss.backward()
+    assert all(each.grad is not None for each in method.encoder.parameters())
+    assert all(each.grad is None for each in method.teacher.parameters())
