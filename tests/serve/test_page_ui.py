@@ -1,6 +1,7 @@
 """The page of `lrface ui` in a real browser, and the question it asks."""
 
 import base64
+import hashlib
 import importlib.util
 import json
 import os
@@ -68,6 +69,32 @@ def test_the_answer_is_what_the_embedder_gives_at_each_size(server, embedder, fa
         assert found["pair"]["same_person"][i][j] is expected.verdict
         assert found["pair"]["threshold"][i][j] == pytest.approx(expected.threshold)
     assert found["pair"]["probability"] is None and found["no_reconstruction"] == "it is no run"
+
+
+def test_a_calibrated_model_tells_probabilities(tmp_path, pooled_model, face_files):
+    """Of both resolutions, in the page's answer and in /compare; the files are those that `lrface calibrate` writes."""
+    model = tmp_path / "calibrated.onnx"
+    shutil.copyfile(pooled_model, model)
+    kept = {
+        "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "thresholds": {"112": 0.9, "14": 0.95},
+        "probability": {"sizes": [14.0, 112.0], "slope": [[4, 6], [6, 9]], "intercept": [[-3, -4], [-4, -5]]},
+    }
+    Path(f"{model}.thresholds.json").write_text(json.dumps(kept))
+    calibrated = load_embedder(model)
+    with served(build_app(calibrated, Limits(), page=True)) as client:
+        parts = ("first", face_files[0]), ("second", face_files[2])
+        pair = client.post("/page/compare", *parts).json["pair"]
+        plain = client.post("/compare?kind=crop", *parts).json
+    sizes = page_sizes(112)
+    for i, j in ((0, 0), (0, len(sizes) - 1), (5, 9)):
+        expected = calibrated.decide(pair["similarity"][i][j], (float(sizes[i]), float(sizes[j])))
+        assert expected.probability is not None
+        assert pair["probability"][i][j] == pytest.approx(expected.probability, abs=1e-6)
+        assert pair["threshold"][i][j] == expected.threshold
+    assert pair["threshold"][0][0] == 0.9 and pair["threshold"][-1][-1] == 0.95
+    assert pair["threshold_from"] == plain["threshold_from"] == "card"
+    assert plain["probability"] == pytest.approx(pair["probability"][0][0], abs=1e-6)
 
 
 def test_one_photograph_alone_has_no_pair(server, face_files):
