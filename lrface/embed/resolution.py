@@ -104,6 +104,6 @@ def effective_resolutions(crops: Tensor, spans: NDArray[np.float32]) -> NDArray[
         grey = resize(grey, SIDE, "bilinear")
     levels = grey[:, 0].numpy() * np.float32(255)
     measured = measured_resolutions(levels)
-    flat = levels.reshape(len(levels), -1).std(axis=1) < 1
+    flat = levels.std(axis=(1, 2)) < 1
     less = (measured < CLEARLY * np.minimum(spans, min(SIDE, crops.shape[-1]))) & ~flat
     return np.where(less, measured, spans).astype(np.float32)
