@@ -105,7 +105,7 @@ def robust_recipe(
         "quality_share": 0.25,
         "recognition_weight": 0.003 if labelled else 0.0,
     }
-    # Networks whose BatchNorm is folded into their weights, as exporters do, take no more; SGD at 0.02 undoes what they know.
+    # Networks whose BatchNorm is folded into their weights take no more; SGD at 0.02 undoes what they know.
     # Few people are no reason to move far, hence the small weight of recognition.
     optimiser = {"name": "adam", "learning_rate": 3.0e-4, "weight_decay": 0.0, "clip_norm": 10.0}
     start = [] if weights is None else [{"path": str(weights), "to": "encoder"}]
