@@ -191,10 +191,13 @@ def run(notebook: Any) -> None:
     manager = AsyncKernelManager()
     manager._kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env={
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        },
     )
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook, km=manager, timeout=3600, startup_timeout=600, resources={"metadata": {"path": folder}}
         )
-        client.execute()
+        client.execute(cleanup_kc=True)
