@@ -25,11 +25,9 @@ from onnx_files import write_onnx  # noqa: E402
 
 def face(person, image=0, size=112):
     """A crop: coarse patches with grain, so that it does not look enlarged, for a person, a little noise for an image."""
-    random = np.random.default_rng(person)
-    patches = random.integers(0, 256, (7, 7, 3)).repeat(16, 0).repeat(16, 1) + random.normal(
-        0, 40, (112, 112, 1)
-    )
-    noise = np.random.default_rng([person, image]).normal(0, 12, patches.shape)
+    coarse = np.random.default_rng(person).integers(0, 256, (7, 7, 3)).repeat(16, 0).repeat(16, 1)
+    patches = coarse * 0.7 + 38 + np.random.default_rng(person + 50).normal(0, 40, (112, 112, 1))
+    noise = np.random.default_rng([person, image]).normal(0, 4, patches.shape)
     pixels = (patches + noise).clip(0, 255).astype(np.uint8)
     return np.asarray(Image.fromarray(pixels).resize((size, size))) if size != 112 else pixels
 
