@@ -1,10 +1,10 @@
-"""A recogniser on disk made to bear low resolutions, by paper 002 and by others with the same time: LFW at 112, 56, 28 and
+"""A recogniser on disk made to bear low resolutions, by paper 002 and by others: LFW at 112, 56, 28 and
 14 pixels, and 112 against each.
 
     python eval/recogniser_finetuned.py --recogniser recogniser.onnx --data DATA
 
-Every row starts from the file's weights and trains on celeba300_112, about half an hour of two cores at most. The student and
-naive augmentation see as many images, QualNet-LM, whose steps also draw, half of them.
+Every row starts from the file's weights and trains on celeba300_112, half an hour of two cores at most. The student and naive
+augmentation see as many images, QualNet-LM, whose steps also draw, half of them.
 """
 
 import argparse
