@@ -3,8 +3,8 @@
 
     python eval/recogniser_finetuned.py --recogniser recogniser.onnx --data DATA
 
-Every row starts from the file's weights and trains on celeba300_112, half an hour of two cores at most. The student and naive
-augmentation see as many images, QualNet-LM, whose steps also draw, half of them.
+Every row starts from the file's weights and trains on celeba300_112, half an hour of two cores at most. The student and
+naive augmentation see as many images, QualNet-LM, whose steps also draw, half of them.
 """
 
 import argparse
