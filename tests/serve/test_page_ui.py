@@ -284,7 +284,8 @@ def test_the_page_from_two_photographs_to_a_verdict(server, browser, embedder, f
         small = torch.from_numpy(faces[2].transpose(2, 0, 1).astype(np.float32) / 255)[None]
         expected_pixels = (resample(small, 10)[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         assert shown != before
-        np.testing.assert_array_equal(pixels(shown), expected_pixels)
+        # Sums in another order, by another number of threads, may round to the next level.
+        np.testing.assert_allclose(pixels(shown).astype(int), expected_pixels.astype(int), rtol=0, atol=1)
         slider.send_keys(Keys.ARROW_RIGHT)
         assert text(driver, "#second output") == "12 px"
         curve = driver.execute_script(
