@@ -2,12 +2,9 @@
 functions of the user's own."""
 
 import hashlib
-import importlib
 import json
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +18,7 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.files import read_json
 from lrface.models.blocks import channels_last
 from lrface.models.insightface_files import BYTES, own_rule, package_says, read_graph, takes_bytes
+from lrface.models.python_network import module_and_made
 
 INPUT_SIZE = 112
 OPTIONS_OF_FILES = ("colour", "mean", "std", "output", "convention")
@@ -393,19 +391,7 @@ _MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 def _made_by_user(text: str) -> tuple[Path, Callable[[Tensor], Tensor]]:
     """The source of the module in ``module:function``, and what the function gives."""
-    name, _, function = text.partition(":")
-    # As `python -m` does: modules of the current directory come first, while this one is imported and called.
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(name)
-        made = getattr(module, function)()
-    except Exception as error:  # anything may go wrong in code of the user's
-        raise LrfaceError(
-            f"{text}: {type(error).__name__}: {_first_line(error)}; the module is imported from the current "
-            "directory or an installed package, and the function is called without arguments"
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
+    module, made = module_and_made(text)
     source = getattr(module, "__file__", None)
     if source is None or not callable(made):
         raise LrfaceError(

@@ -11,6 +11,7 @@ import copy
 import importlib
 import os
 import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -59,21 +60,28 @@ def made_by(function: str) -> nn.Module:
     name, _, called = function.partition(":")
     if not name or not called.isidentifier():
         raise UsageError(f"backbone.function must be module:function; found {function!r}")
+    _, made = module_and_made(function)
+    if not isinstance(made, nn.Module):
+        raise LrfaceError(f"{function} gives {type(made).__name__}; a torch.nn.Module is needed to train it")
+    return copy.deepcopy(made)
+
+
+def module_and_made(text: str) -> tuple[ModuleType, Any]:
+    """The module in ``module:function``, and what the function gives. Raises LrfaceError for what fails in either."""
+    name, _, function = text.partition(":")
     # As `python -m` does: modules of the current directory come first, while this one is imported and called.
     sys.path.insert(0, os.getcwd())
     try:
-        made: Any = getattr(importlib.import_module(name), called)()
+        module = importlib.import_module(name)
+        return module, getattr(module, function)()
     except Exception as error:  # anything may go wrong in code of the user's
-        reason = str(error).partition("\n")[0][:200]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LrfaceError(
-            f"{function}: {type(error).__name__}: {reason}; the module is imported from the current directory or an "
+            f"{text}: {type(error).__name__}: {reason}; the module is imported from the current directory or an "
             "installed package, and the function is called without arguments"
         ) from error
     finally:
         sys.path.remove(os.getcwd())
-    if not isinstance(made, nn.Module):
-        raise LrfaceError(f"{function} gives {type(made).__name__}; a torch.nn.Module is needed to train it")
-    return copy.deepcopy(made)
 
 
 def _traced(network: nn.Module, what: str) -> fx.GraphModule:
