@@ -170,7 +170,7 @@ class Comparison:
         )
 
 
-def _card_threshold(card: Mapping[str, Any], resolution: float, name: str) -> float | None:
+def card_threshold(card: Mapping[str, Any], resolution: float, name: str) -> float | None:
     """The card's threshold measured nearest to ``resolution``, on a scale of doublings; None where it has
     none."""
     thresholds = card.get("thresholds")
@@ -212,7 +212,7 @@ def decide(
         raise UsageError(f"prior must lie between 0 and 1; found {prior}")
     origin = "given"
     if threshold is None:
-        threshold, origin = _card_threshold(card, min(resolutions), name), "card"
+        threshold, origin = card_threshold(card, min(resolutions), name), "card"
     if threshold is None:
         threshold, origin = UNCALIBRATED_THRESHOLD, "default"
     table = ProbabilityTable.from_card(card, name)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrface.embed import UNCALIBRATED_THRESHOLD, FaceEmbedder, find_images
-from lrface.embed.results import _card_threshold
+from lrface.embed.results import card_threshold
 from lrface.errors import LrfaceError, UsageError
 from lrface.gallery.faces import (
     INDEXES,
@@ -341,7 +341,7 @@ class Gallery:
         if given is not None:
             return given, "given"
         if self._embedder is not None:
-            value = _card_threshold(self._embedder.card, float(pixels), self._embedder.name)
+            value = card_threshold(self._embedder.card, float(pixels), self._embedder.name)
             if value is not None:
                 return value, "card"
         return UNCALIBRATED_THRESHOLD, "default"
