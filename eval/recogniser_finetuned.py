@@ -10,23 +10,32 @@ naive augmentation see as many images, QualNet-LM, whose steps also draw, half o
 import argparse
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
+from lrface.benchmarks.verification import VerificationSet
 from lrface.errors import errors_for_users
 from lrface.models.onnx_network import OnnxBackbone
-from lrface.study import Column, Evaluation, Figures, Row, kept, markdown, run_study, study_options
+from lrface.study import (
+    RESOLUTION_TESTING,
+    Column,
+    Evaluation,
+    Figures,
+    Row,
+    accuracy_at_sizes,
+    kept,
+    lfw_at,
+    markdown,
+    run_study,
+    study_options,
+)
 from lrface.train.checkpoint import load_model
 
 SIZES = (112, 56, 28, 14)
 PAIRS = [(size, size) for size in SIZES] + [(SIZES[0], size) for size in SIZES[1:]]
-TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bfloat16"}
 
 
 def rows(recogniser: Path) -> tuple[Row, ...]:
@@ -42,35 +51,23 @@ def evaluation(recogniser: Path, runs: Path, benchmark: Callable[[], Verificatio
     """Accuracy of a run's network at every size, and of the file as it is beside it."""
 
     def of_network(encoder: nn.Module) -> dict[str, Any]:
-        encoder = encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def embed(images: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return encoder(images.contiguous(memory_format=torch.channels_last)).float()
-
-        run = evaluate_verification(
-            embed,
-            benchmark(),
-            SIZES,
-            flip=True,
-            down=TESTING["down"],
-            up=TESTING["up"],
-            batch_size=128,
-            cross=True,
-        )
-        return {f"{row['gallery_size']}x{row['probe_size']}": row["accuracy"] for row in run.rows}
+        rows = accuracy_at_sizes(encoder, benchmark(), SIZES)
+        return {f"{row['gallery_size']}x{row['probe_size']}": row["accuracy"] for row in rows}
 
     def before() -> dict[str, Any]:
         return {"figures": of_network(OnnxBackbone(str(recogniser)))}
 
     def measure(folder: Path) -> Figures:
-        key = {"file_sha256": hashlib.sha256(recogniser.read_bytes()).hexdigest(), "testing": TESTING}
+        key = {
+            "file_sha256": hashlib.sha256(recogniser.read_bytes()).hexdigest(),
+            "testing": RESOLUTION_TESTING,
+        }
         return {
             "before": kept(runs / "before.json", key, before)["figures"],
             "after": of_network(load_model(folder)[0]),
         }
 
-    return Evaluation("lfw", TESTING, measure, {"test": "LFW View 2, 6,000 pairs"})
+    return Evaluation("lfw", RESOLUTION_TESTING, measure, {"test": "LFW View 2, 6,000 pairs"})
 
 
 COLUMNS = tuple(
@@ -104,13 +101,7 @@ if __name__ == "__main__":
             family="recogniser",
         )
 
-        @functools.cache
-        def benchmark() -> VerificationSet:
-            if own.lfw is None:
-                return load_benchmark("lfw", data=options.data)
-            root = options.data or Path(os.environ["LRFACE_DATA"])
-            return load_benchmark(own.lfw, pairs=root / "lfw" / "pairs.txt")
-
+        benchmark = functools.cache(lambda: lfw_at(own.lfw, options.data))
         run_study(
             "A recogniser from disk made to bear low resolutions",
             options,

@@ -9,22 +9,27 @@ command goes on where it stopped.
 """
 
 import argparse
-import os
-import shutil
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lrface import recipes
 from lrface.benchmarks.published import NAMES, TABLE_4
-from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
+from lrface.benchmarks.verification import VerificationSet
 from lrface.errors import errors_for_users
 from lrface.files import write_json, write_text
-from lrface.study import RESULTS, about_the_run, cell, kept, train_run
+from lrface.study import (
+    RESOLUTION_TESTING,
+    RESULTS,
+    about_the_run,
+    accuracy_at_sizes,
+    cell,
+    kept,
+    lfw_at,
+    train_run,
+)
 from lrface.train.checkpoint import load_model
 
 SIZES = (112, 56, 28, 14)
@@ -50,7 +55,6 @@ ABLATION = (
     "ablation/two_stages:0",
     "ablation/qualnet_lm_double:0",
 )
-TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bfloat16"}
 
 
 def shipped_name(recipe: str) -> str:
@@ -61,28 +65,11 @@ def shipped_name(recipe: str) -> str:
 def test(folder: Path, benchmark: VerificationSet) -> list[dict[str, Any]]:
     """Accuracy at each size, kept in the run's folder for the weights it belongs to."""
     encoder, card = load_model(folder)
-    encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if shutil.which("c++"):
-        encoder.compile()
-
-    def embed(images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return encoder(images.contiguous(memory_format=torch.channels_last))
 
     def measure() -> dict[str, Any]:
-        run = evaluate_verification(
-            embed,
-            benchmark,
-            SIZES,
-            flip=True,
-            down=TESTING["down"],
-            up=TESTING["up"],
-            batch_size=128,
-            cross=True,
-        )
-        return {"rows": run.rows}
+        return {"rows": accuracy_at_sizes(encoder, benchmark, SIZES, compiled=True)}
 
-    key = {"weights_sha256": card["weights_sha256"], "testing": TESTING}
+    key = {"weights_sha256": card["weights_sha256"], "testing": RESOLUTION_TESTING}
     return kept(folder / "lfw.json", key, measure)["rows"]
 
 
@@ -171,11 +158,7 @@ def main() -> None:
         folder = arguments.runs / f"{recipe.replace('/', '-')}-seed{seed}"
         summary = train_run(shipped_name(recipe), [f"seed={seed}", f"out={folder}"], arguments.data)
         if benchmark is None:
-            if arguments.lfw is None:
-                benchmark = load_benchmark("lfw", data=arguments.data)
-            else:
-                root = arguments.data or Path(os.environ["LRFACE_DATA"])
-                benchmark = load_benchmark(arguments.lfw, pairs=root / "lfw" / "pairs.txt")
+            benchmark = lfw_at(arguments.lfw, arguments.data)
         tested = test(folder, benchmark)
         trained = [stage for stage in summary["stages"] if "seconds" in stage]
         rows.append(
@@ -212,7 +195,7 @@ def main() -> None:
                     "test": "LFW View 2, 6,000 pairs",
                     "unaligned": benchmark.unaligned,
                 },
-                "testing": TESTING,
+                "testing": RESOLUTION_TESTING,
                 "seeds": sorted({row["seed"] for row in rows}),
                 "rows": rows,
                 "paper": TABLE_4,

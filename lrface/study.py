@@ -40,10 +40,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from lrface import config, recipes
 from lrface.benchmarks.image_sets import DESCRIPTION, check_labels, open_images, prepare
 from lrface.benchmarks.robustness import BENCHMARKS
+from lrface.benchmarks.verification import VerificationSet, evaluate_verification, load_benchmark
 from lrface.corrupt import SET_NAMES, corrupt_set
 from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_directory, is_locked, read_json, write_json, write_text
@@ -602,6 +604,61 @@ def stored_set(images: Path, benchmark: str, count: int, runs: Path, seed: int =
         name = next(name for name, of in SET_NAMES.items() if of == benchmark)
         corrupt_set(clean / "images.npy", out, name, held_out=bool(kind.held_out), seed=seed)
     return out
+
+
+RESOLUTION_TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bfloat16"}
+"""How :func:`accuracy_at_sizes` tests."""
+
+
+def accuracy_at_sizes(
+    encoder: nn.Module,
+    benchmark: VerificationSet,
+    sizes: Sequence[int],
+    *,
+    matrix: bool = False,
+    native: bool = False,
+    compiled: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of :func:`lrface.benchmarks.verification.evaluate_verification`: every size against itself, and the largest
+    against each smaller one; with ``matrix``, all against all.
+
+    Args:
+        encoder: images float32 [n, 3, s, s] RGB in [0, 1] -> embeddings [n, d].
+        native: a row with the images as they are, by how many pixels their faces had.
+        compiled: run it compiled, where there is a compiler.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = encoder.eval().requires_grad_(False)
+    encoder = encoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled and shutil.which("c++"):
+        encoder.compile()
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return encoder(images.contiguous(memory_format=torch.channels_last)).float()
+
+    return evaluate_verification(
+        embed,
+        benchmark,
+        sizes,
+        flip=RESOLUTION_TESTING["flip"] is True,
+        down=str(RESOLUTION_TESTING["down"]),
+        up=str(RESOLUTION_TESTING["up"]),
+        batch_size=128,
+        cross=not matrix,
+        matrix=matrix,
+        native=native,
+        device=device,
+    ).rows
+
+
+def lfw_at(aligned: Path | None, data: Path | None) -> VerificationSet:
+    """LFW's View 2: the photographs below ``data`` (else $LRFACE_DATA), or, to spare their alignment, ``aligned``, what
+    `lrface align` made of them."""
+    if aligned is None:
+        return load_benchmark("lfw", data=data)
+    root = data or Path(os.environ["LRFACE_DATA"])
+    return load_benchmark(aligned, pairs=root / "lfw" / "pairs.txt")
 
 
 def clean_accuracy(figures: Figures) -> float | None:

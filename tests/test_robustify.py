@@ -103,6 +103,20 @@ def test_an_onnx_file_becomes_a_run_like_any_other(place, done):
     assert (embedder.embedding_size, embedder.input_size) == (8, 16)
 
 
+def test_the_shipped_recipe_is_what_the_command_runs(place):
+    shipped = recipes.load_recipe("celeba300/robustify_onnx")
+    steps = [f"stages.{stage.name}.steps={stage.steps}" for stage in shipped.stages]
+    steps += [
+        f"stages.{stage.name}.schedule.warmup_steps={stage.schedule.warmup_steps}" for stage in shipped.stages
+    ]
+    backbone = {"name": "onnx", "path": str(place / "recogniser.onnx")}
+    own = robustify.robust_recipe(backbone, None, place / "pictures", place / "run", True, True, steps)
+    for one, other in zip(own.stages, shipped.stages, strict=True):
+        one.schedule.warmup_epochs = 0.0  # the command gives steps instead
+        assert one == other
+    assert (own.head, own.decoder, own.data.batch_size) == (shipped.head, shipped.decoder, 64)
+
+
 def test_the_run_itself_is_a_start_and_needs_no_file(place, done, tmp_path):
     shutil.copytree(place / "run", tmp_path / "run")
     said: list[str] = []

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrface.data.dataset import as_float
 from lrface.degrade.policy import Policy
 from lrface.errors import UsageError
 from lrface.heads import Head
@@ -32,6 +33,9 @@ from lrface.heads.margin import unit
 from lrface.methods.base import Method, StepOutput, degrade_batch
 from lrface.methods.ranks import of_all_ranks, ranks
 from lrface.models.blocks import FaceBackbone, batchnorm_eval, freeze_batchnorm
+
+MIXING = 0x6D6978
+"""Sets the draws of blended images apart from the policy's, which the same seed begins."""
 
 
 class Reconstruct(Method):
@@ -87,6 +91,10 @@ class Robustify(Method):
         temperature: tau of the contrast.
         queue: embeddings of earlier images that the contrast compares with, besides the batch.
         quality_share: the part of the batch that is drawn again for the quality loss: a decoder costs time.
+        mixed_share: the part of the images that is blended with another of the batch before it is degraded, by a weight
+            from 0 to 1: faces of nobody, for which the teacher has an embedding all the same (Beyer et al. 2022,
+            "Knowledge distillation: A good teacher is patient and consistent"). They have no label, and no part in the
+            recognition loss.
 
     Raises:
         UsageError: a value out of range.
@@ -109,6 +117,7 @@ class Robustify(Method):
         temperature: float = 0.1,
         queue: int = 4096,
         quality_share: float = 1.0,
+        mixed_share: float = 0.0,
     ):
         super().__init__()
         weights = {
@@ -128,6 +137,10 @@ class Robustify(Method):
             raise UsageError(f"method.queue must be at least 0 embeddings; found {queue}")
         if not 0 < quality_share <= 1:
             raise UsageError(f"method.quality_share must be above 0 and at most 1; found {quality_share}")
+        if not 0 <= mixed_share <= (0.9 if recognition_weight else 1):
+            raise UsageError(
+                f"method.mixed_share must be from 0 to 1, and at most 0.9 with a recognition loss; found {mixed_share}"
+            )
         for name, part in (("quality", decoder), ("recognition", head)):
             if weights[name] and part is None:
                 raise UsageError(
@@ -138,7 +151,7 @@ class Robustify(Method):
         self.teacher: FaceBackbone = copy.deepcopy(encoder).requires_grad_(False)
         self.teacher.weights = None  # it follows the encoder, whatever that starts from
         self.loss_weights = weights
-        self.temperature, self.quality_share = temperature, quality_share
+        self.temperature, self.quality_share, self.mixed_share = temperature, quality_share, mixed_share
         self.register_buffer("remembered", torch.zeros(queue, encoder.embedding_size))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         if head is not None and recognition_weight:
@@ -167,7 +180,23 @@ class Robustify(Method):
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return degrade_batch(batch, self.policy)
+        return degrade_batch(self._mixed(batch), self.policy)
+
+    def _mixed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the last ``mixed_share`` of its images blended with others of this rank's."""
+        images = as_float(batch["image"])
+        n, unmixed = len(images), self._unmixed(len(images))
+        if unmixed == n:
+            return batch
+        generator = torch.Generator().manual_seed(int(batch["seed"]) ^ MIXING)
+        weight = torch.rand(n - unmixed, 1, 1, 1, generator=generator).to(images)
+        other = torch.randint(n, (n - unmixed,), generator=generator).to(images.device)
+        blended = images[unmixed:].lerp(images[other], weight)
+        return {**batch, "image": torch.cat([images[:unmixed], blended])}
+
+    def _unmixed(self, n: int) -> int:
+        """How many of a batch of ``n`` are faces of somebody."""
+        return n - round(n * self.mixed_share)
 
     def forward(self, batch: dict[str, Any]) -> StepOutput:
         feature_map = self.encoder.features(batch["image"])
@@ -189,7 +218,8 @@ class Robustify(Method):
             drawn = self.decoder(feature_map[:shown]).float().clamp(0, 1)
             losses["quality"] = F.l1_loss(drawn, batch["hq"][:shown])
         if weights["recognition"]:
-            recognition = self.head.loss(embedding, batch["label"])
+            somebody = self._unmixed(len(embedding))
+            recognition = self.head.loss(embedding[:somebody], batch["label"][:somebody])
             losses["recognition"] = recognition.loss
             logs = {"accuracy": recognition.accuracy, **recognition.logs}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()

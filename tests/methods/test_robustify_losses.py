@@ -115,6 +115,38 @@ def test_what_is_remembered_is_the_newest_and_part_of_a_checkpoint():
     assert torch.equal(method.remembered, kept)  # to look at a batch is not to learn from it
 
 
+def test_blended_faces_lie_between_two_of_the_batch_and_the_rest_is_as_it_was():
+    method = build(mixed_share=0.5)
+    method.policy = policies.build_policy("clean", mirror=0.0)
+    given = batch(3)
+    before, images = given["image"].clone(), given["image"].flatten(1) / 255
+    ready = method.prepare(given)
+    assert torch.equal(given["image"], before)
+    drawn = ready["hq"].flatten(1)
+    torch.testing.assert_close(drawn[: N // 2], images[: N // 2])
+    torch.testing.assert_close(drawn, method.prepare(batch(3))["hq"].flatten(1))
+    for row in range(N // 2, N):
+        # Between its own image and one of the batch: the difference points towards one of them, by a share of the way.
+        way = images - images[row]
+        share = (way @ (drawn[row] - images[row])) / way.square().sum(1).clamp_min(1e-9)
+        rest = (images[row] + share[:, None] * way - drawn[row]).abs().amax(1)
+        assert rest.min() < 1e-5 and 0 <= share[rest.argmin()] <= 1
+    assert (drawn[N // 2 :] - images[N // 2 :]).abs().amax() > 0.05
+    other = method.prepare(batch(3) | {"seed": 4})["hq"].flatten(1)
+    assert not torch.equal(other[N // 2 :], drawn[N // 2 :])
+
+
+def test_blended_faces_have_no_part_in_recognition():
+    method = build(mixed_share=0.5)
+    ready = method.prepare(batch())
+    ready["label"] = ready["label"].clone()
+    first = method(ready).logs["recognition"]
+    ready["label"][N // 2 :] = 0
+    assert method(ready).logs["recognition"] == first
+    ready["label"][0] = 2
+    assert method(ready).logs["recognition"] != first
+
+
 def test_without_labels_or_a_decoder_their_losses_are_left_out():
     policy = policies.build_policy("resolution")
     method = METHODS.build("robustify", encoder=encoder(), policy=policy, quality_weight=0.0)
@@ -135,6 +167,7 @@ def test_without_labels_or_a_decoder_their_losses_are_left_out():
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"queue": -1}, "queue must be at least 0"),
         ({"quality_share": 0.0}, "quality_share must be above 0"),
+        ({"mixed_share": 0.95}, "at most 0.9 with a recognition loss"),
     ],
 )
 def test_values_out_of_range(arguments, words):

@@ -1,0 +1,279 @@
+"""One network for every resolution: which way of training gives it, on real faces. A table and a figure.
+
+Trains each way on celeba300_112 and tests it on LFW with gallery and probe at 112, 56, 28 and 14 pixels. Suite
+"scratch" trains a MobileFaceNet from random weights; suite "pretrained" starts from a recogniser on disk (--recogniser
+FILE.onnx), whose BatchNorm is folded into its weights, so that there is none to freeze. Suite "casia" is "scratch" with
+the paper's IR-50 and schedule on CASIA-WebFace, for a GPU.
+
+    python eval/study_resolution.py --data DATA                          # 20 to 60 minutes a network on 2 cores
+    python eval/study_resolution.py --data DATA --suite pretrained --recogniser recogniser.onnx
+    python eval/study_resolution.py --data DATA --seeds 0 1 2 --rows naive qualnet_lm_1
+
+The same command goes on where it stopped. Commands with other rows may run side by side, each with a --results of its
+own; one with --finished writes the table of all that is there.
+"""
+
+import argparse
+import functools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrface.errors import errors_for_users
+from lrface.files import atomic_file
+from lrface.study import (
+    RESOLUTION_TESTING,
+    Column,
+    Evaluation,
+    Figures,
+    Options,
+    Row,
+    accuracy_at_sizes,
+    cell,
+    lfw_at,
+    markdown,
+    run_study,
+    study_options,
+)
+from lrface.train.checkpoint import load_model
+
+SIZES = (112, 56, 28, 14)
+PAIRS = [(size, size) for size in SIZES] + [(SIZES[0], size) for size in SIZES[1:]]
+LAMBDAS = ("0.1", "0.3", "1", "3")
+SPECIALISED = ("vanilla", "specialised_56", "specialised_28", "specialised_14")
+"""The network that saw each size alone; together they are one line of the table, and what the others are held against."""
+
+NETWORKS = {
+    "scratch": "{name: mobilefacenet, embedding_size: 128}",
+    "casia": "{name: ir50, output: A, embedding_size: 512}",
+}
+
+
+def rows(suite: str, recogniser: str = "FILE") -> tuple[Row, ...]:
+    """The ways of training."""
+    if suite == "pretrained":
+        one, two, both = "celeba300/naive_onnx", "celeba300/qualnet_lm_onnx", (f"backbone.path={recogniser}",)
+        teacher, length, clean = f"{{name: onnx, path: {recogniser}}}", 1.0, ()
+    elif suite == "casia":
+        one, two, both = "casia/naive_r50", "casia/qualnet_lm_r50", ()
+        teacher, length, clean = NETWORKS[suite], 1.0, ("stages.0.method={name: classify}",)
+    else:
+        one, two, both = "celeba300/naive", "celeba300/qualnet_lm", (f"backbone={NETWORKS[suite]}",)
+        # The paper gives both stages the schedule that naive augmentation has.
+        teacher, length, clean = NETWORKS[suite], 2.0, ("stages.0.method={name: classify}",)
+    see = "stages.0.degrade."
+    taught = ("stages.1.load=[encoder, head, {from: encoder, to: teacher}]", *clean)
+    if suite == "pretrained":
+        taught = ("stages.1.load=[encoder, {from: encoder, to: teacher}]",)
+    start = "[encoder, decoder]" if suite == "pretrained" else "[encoder, head, decoder]"
+    found = [
+        Row("vanilla", "vanilla (clean only)", one, (f"{see}clean_share=1.0",)),
+        *(
+            Row(
+                f"specialised_{s}", f"specialised at {s}", one, (f"{see}clean_share=0.0", f"{see}sizes=[{s}]")
+            )
+            for s in SIZES[1:]
+        ),
+        Row("naive", "naive augmentation", one),
+        *(
+            Row(
+                f"qualnet_lm_{value}",
+                f"QualNet-LM, lambda {value}",
+                two,
+                (f"stages.1.method.quality_weight={value}",),
+                length,
+            )
+            for value in LAMBDAS
+        ),
+        Row(
+            "fitnet",
+            "FitNet distillation of the vanilla network",
+            two,
+            (f"stages.1.method={{name: distil, teacher: {teacher}, loss: fitnet}}", *taught),
+            length,
+        ),
+        Row(
+            "contrastive",
+            "contrastive student of the vanilla network",
+            two,
+            (
+                f"stages.1.method={{name: contrastive, teacher: {teacher}, variant: student_teacher}}",
+                "stages.1.load=[{from: encoder, to: teacher}]",
+                "stages.1.optimiser={name: adam, learning_rate: 5.0e-4, weight_decay: 0.0}",
+                *clean,
+            ),
+            length,
+        ),
+        Row(
+            "qualnet_lm_distilled",
+            "QualNet-LM and distillation of its own first stage",
+            two,
+            (
+                "stages.1.method={name: robustify, quality_weight: 1.0, recognition_weight: 1.0}",
+                f"stages.1.load={start}",
+            ),
+            length,
+        ),
+        Row("continuous", "naive, any size from 14 to 111", one, (f"{see}continuous=[14, 111]",)),
+        Row(
+            "kernels",
+            "naive, mixed kernels",
+            one,
+            (f"{see}down=[nearest, area, bilinear, bicubic]", f"{see}up=[nearest, bilinear, bicubic]"),
+        ),
+        Row("adaface", "naive, AdaFace", one, ("head={name: adaface, scale: 30, margin: 0.25}",)),
+    ]
+    if suite == "pretrained":
+        found.append(Row("robustify", "lrface robustify", "celeba300/robustify_onnx"))
+    else:
+        free = ("stages.1.method.freeze=[decoder]",)
+        found.append(Row("qualnet_lm_free", "QualNet-LM, lambda 1, BatchNorm free", two, free, length))
+    ready = []
+    for row in found:
+        overrides = (*both, *row.overrides)
+        if suite == "pretrained" and row.key != "robustify":  # as many images for each
+            overrides = (*both, f"stages.{int(row.recipe == two)}.epochs=9", *row.overrides)
+        ready.append(Row(row.key, row.label, row.recipe, overrides, row.length))
+    return tuple(ready)
+
+
+def accuracy(gallery: int, probe: int) -> Column:
+    """Column of the table."""
+    name = f"{gallery}x{probe}"
+    return Column(name, lambda figures: figures["accuracy"][name]["percent"])
+
+
+COLUMNS = tuple(accuracy(gallery, probe) for gallery, probe in PAIRS)
+
+
+def measured(found: Sequence[dict[str, Any]]) -> Figures:
+    """What is kept of the rows of a verification: by gallery and probe size, and by native size."""
+    named = {
+        f"{row['gallery_size']}x{row['probe_size']}": {
+            "percent": row["accuracy"],
+            "interval": row["accuracy_interval"],
+            "tar_at_far": row["tar_at_far"],
+        }
+        for row in found
+        if row["by_native_size"] is None
+    }
+    return {"accuracy": named, "native": [row["by_native_size"] for row in found if row["by_native_size"]]}
+
+
+def table(rows: Sequence[Row], results: list[dict[str, Any]]) -> str:
+    """The printed table: the specialised networks as one line, then the others, and what each lacks to them."""
+    own: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        own.setdefault(result["key"], []).append(result["evaluation"])
+    cells = []
+    for column, (gallery, probe) in zip(COLUMNS, PAIRS, strict=True):
+        runs = own.get(SPECIALISED[SIZES.index(gallery)], []) if gallery == probe else []
+        cells.append(cell([column.figure(figures) for figures in runs]))
+    seeds = {len(own.get(key, [])) for key in SPECIALISED}
+    lines = markdown([row for row in rows if row.key not in SPECIALISED[1:]], results, COLUMNS).splitlines()
+    first = f"| specialised network of each size | {min(seeds)} | each | {' | '.join(cells)} |"
+    lines[0] = lines[0].rstrip(" |") + " | least of specialised |"
+    lines[1] += "---|"
+    for number, row in enumerate([row for row in rows if row.key not in SPECIALISED[1:]], start=2):
+        lines[number] += f" {lacking(own, row.key)} |"
+    return "\n".join([*lines[:2], first + " |", *lines[2:]]) + "\n"
+
+
+def lacking(own: dict[str, list[dict[str, Any]]], key: str) -> str:
+    """The smallest difference over the sizes to the network of that size alone, means over seeds, in points."""
+    if not all(own.get(name) for name in (*SPECIALISED, key)):
+        return "-"
+    differences = []
+    for size, name in zip(SIZES, SPECIALISED, strict=True):
+        figure = accuracy(size, size).figure
+        mine, theirs = (statistics.mean(figure(each) or 0.0 for each in own[which]) for which in (key, name))
+        differences.append(mine - theirs)
+    return f"{min(differences):+.2f}"
+
+
+def draw(out: Path, title: str, rows: Sequence[Row], results: list[dict[str, Any]]) -> None:
+    """Accuracy against pixels, both faces at one size, a line for each way of training and a bar for its 95 % interval."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    lines = {row.key: row.label for row in rows if row.key not in SPECIALISED[1:]}
+    drawn: list[tuple[str, list[tuple[int, dict[str, Any]]]]] = []
+    by_key = {result["key"]: result["evaluation"]["accuracy"] for result in reversed(results)}
+    alone = [
+        (size, by_key[key][f"{size}x{size}"])
+        for size, key in zip(SIZES, SPECIALISED, strict=True)
+        if key in by_key
+    ]
+    if alone:
+        drawn.append(("specialised network of each size", alone))
+    drawn += [
+        (label, [(size, by_key[key][f"{size}x{size}"]) for size in SIZES])
+        for key, label in lines.items()
+        if key in by_key
+    ]
+    for number, (label, points) in enumerate(drawn):
+        # Side by side, so that bars at one size can be told apart.
+        x = [size * 1.012 ** (number - len(drawn) / 2) for size, _ in points]
+        y = [figures["percent"] for _, figures in points]
+        low, high = zip(*(figures["interval"] for _, figures in points), strict=True)
+        spread = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+        style: dict[str, Any] = {"color": colours[number % len(colours)]}
+        if points is alone:
+            style = {"color": "black", "linestyle": "--"}
+        axes.errorbar(x, y, spread, label=label, marker="o", markersize=3, linewidth=1, capsize=2, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(SIZES, [str(size) for size in SIZES])
+    axes.minorticks_off()
+    axes.set_xlabel("pixels of both faces")
+    axes.set_ylabel("accuracy on LFW (%), 95 % interval over pairs")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    FigureCanvasAgg(figure)
+    with atomic_file(out) as aside:
+        figure.savefig(aside, dpi=150, format="png")
+
+
+def study(options: Options, lfw: Path | None) -> dict[str, Any]:
+    """Everything that is trained, tested, written and drawn."""
+    benchmark = functools.cache(lambda: lfw_at(lfw, options.data))
+
+    def measure(folder: Path) -> Figures:
+        faces, encoder = benchmark(), load_model(folder)[0]
+        native = faces.native is not None
+        return measured(accuracy_at_sizes(encoder, faces, SIZES, matrix=True, native=native))
+
+    document = run_study(
+        "One network for every resolution",
+        options,
+        Evaluation("lfw_matrix", RESOLUTION_TESTING, measure, {"test": "LFW View 2, 6,000 pairs"}),
+        COLUMNS,
+        table=table,
+    )
+    title = f"One network for every resolution ({options.suite})"
+    if document:
+        draw(options.results / f"{options.name}.png", title, options.table_rows, document["rows"])
+    return document
+
+
+if __name__ == "__main__":
+    with errors_for_users():
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--recogniser", type=Path, help="an .onnx file, for suite pretrained")
+        parser.add_argument("--lfw", type=Path, help="LFW aligned by `lrface align`, to spare its alignment")
+        own, arguments = parser.parse_known_args()
+        chosen = study_options(
+            __doc__,
+            "study_resolution",
+            {name: rows(name, str(own.recogniser or "FILE")) for name in ("scratch", "pretrained", "casia")},
+            arguments,
+            family="study",
+        )
+        if chosen.suite == "pretrained" and own.recogniser is None:
+            parser.error("--suite pretrained needs --recogniser FILE.onnx")
+        study(chosen, own.lfw)
