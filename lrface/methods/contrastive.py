@@ -73,7 +73,7 @@ class Contrastive(Method):
             raise UsageError(f"method.start must be {' or '.join(STARTS)}; found {start!r}")
         self.encoder: FaceBackbone = encoder
         self.policy = policy
-        self.teacher = _build(teacher, encoder, start).requires_grad_(False)
+        self.teacher = teacher_for(encoder, teacher, start).requires_grad_(False)
         self.variant, self.temperature, self.start, self.chunk = variant, temperature, start, chunk
         for what, own, wanted in (
             ("pixels of a side", encoder.input_size, self.teacher.input_size),
@@ -125,7 +125,8 @@ class Contrastive(Method):
         return StepOutput(found.loss, {**logs, "similarity": -scale * found.pull.detach()})
 
 
-def _build(teacher: Any, encoder: FaceBackbone, start: str) -> FaceBackbone:
+def teacher_for(encoder: FaceBackbone, teacher: Any, start: str) -> FaceBackbone:
+    """A recipe's ``method.teacher``: None for a copy of the encoder; see :class:`Contrastive`."""
     if teacher is None:
         return copy.deepcopy(encoder)
     # A student that is an ONNX file's network can start from such a teacher's weights only where it is one as well.

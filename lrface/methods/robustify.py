@@ -16,8 +16,7 @@ images with up to four losses, each with a weight:
     recognition     the head's, where there are labels
 """
 
-import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +30,10 @@ from lrface.heads import Head
 from lrface.heads.base import at_least_float32
 from lrface.heads.margin import unit
 from lrface.methods.base import Method, StepOutput, degrade_batch
+from lrface.methods.contrastive import teacher_for
 from lrface.methods.ranks import of_all_ranks, ranks
 from lrface.models.blocks import FaceBackbone, batchnorm_eval, freeze_batchnorm
+from lrface.models.onnx_teacher import OnnxTeacher
 
 MIXING = 0x6D6978
 """Sets the draws of blended images apart from the policy's, which the same seed begins."""
@@ -77,9 +78,8 @@ class Reconstruct(Method):
 class Robustify(Method):
     """The losses of this module.
 
-    The teacher is a copy of the encoder as the stage finds it, loaded or from the backbone's file; it stays frozen, and is
-    no part of what is exported. BatchNorm of the encoder keeps its statistics and is not trained, as in QualNet's stage 2.
-    The decoder is what the stage loads, frozen.
+    The teacher is a copy of the encoder as the stage finds it, loaded or from the backbone's file, or another network; it
+    stays frozen, and is no part of what is exported. The decoder is what the stage loads, frozen.
 
     Args:
         encoder: backbone, the student.
@@ -95,9 +95,13 @@ class Robustify(Method):
             from 0 to 1: faces of nobody, for which the teacher has an embedding all the same (Beyer et al. 2022,
             "Knowledge distillation: A good teacher is patient and consistent"). They have no label, and no part in the
             recognition loss.
+        teacher: None for the encoder as it was; else as of :class:`~lrface.methods.contrastive.Contrastive`, with
+            embeddings of as many values as the encoder's, which may then start from nothing.
+        freeze: ["batchnorm"] keeps statistics and weights of the encoder's BatchNorm, as QualNet's stage 2 does; [] for an
+            encoder that starts from nothing.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value out of range, or a teacher that does not fit the encoder.
     """
 
     needs: tuple[str, ...] = ("image", "seed")
@@ -118,6 +122,8 @@ class Robustify(Method):
         queue: int = 4096,
         quality_share: float = 1.0,
         mixed_share: float = 0.0,
+        teacher: Any = None,
+        freeze: Sequence[str] = ("batchnorm",),
     ):
         super().__init__()
         weights = {
@@ -148,9 +154,18 @@ class Robustify(Method):
                 )
         self.encoder: FaceBackbone = encoder
         self.policy = policy
-        self.teacher: FaceBackbone = copy.deepcopy(encoder).requires_grad_(False)
-        self.teacher.weights = None  # it follows the encoder, whatever that starts from
+        self.follows = teacher is None
+        self.teacher: FaceBackbone = teacher_for(encoder, teacher, "fresh").requires_grad_(False)
+        if self.follows:
+            self.teacher.weights = None  # they are the encoder's, whatever that starts from
+        for what in ("input_size", "channels", "embedding_size"):
+            own, others = getattr(encoder, what), getattr(self.teacher, what)
+            if own != others:
+                raise UsageError(f"method.teacher has {what} {others}, the encoder {own}; they must agree")
         self.loss_weights = weights
+        if list(freeze) not in ([], ["batchnorm"]):
+            raise UsageError(f"method.freeze must be [batchnorm] or []; found {freeze!r}")
+        self.freeze = tuple(freeze)
         self.temperature, self.quality_share, self.mixed_share = temperature, quality_share, mixed_share
         self.register_buffer("remembered", torch.zeros(queue, encoder.embedding_size))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -160,10 +175,13 @@ class Robustify(Method):
         if decoder is not None and quality_weight:
             self.decoder = decoder.requires_grad_(False)
             self.must_load = {"decoder": "decoder"}
-        if encoder.weights is None:
+        if self.follows and encoder.weights is None:
             self.must_load = {**self.must_load, "encoder": "encoder"}
+        if not self.follows and not isinstance(self.teacher, OnnxTeacher):
+            self.must_load = {**self.must_load, "teacher": "encoder"}
         self.accumulable = not contrast_weight
-        freeze_batchnorm(encoder)
+        if freeze:
+            freeze_batchnorm(encoder)
         self.train()
 
     def train(self, mode: bool = True) -> "Robustify":
@@ -171,10 +189,13 @@ class Robustify(Method):
         self.teacher.eval()
         if hasattr(self, "decoder"):
             self.decoder.eval()
-        batchnorm_eval(self.encoder)
+        if self.freeze:
+            batchnorm_eval(self.encoder)
         return self
 
     def filled(self, parts: Collection[str]) -> list[str]:
+        if not self.follows:
+            return []
         self.teacher.load_state_dict(self.encoder.state_dict())
         return ["the encoder as it is now is the teacher"]
 

@@ -37,6 +37,10 @@ def build(**arguments) -> Robustify:
     return method.train()
 
 
+def statistics(network) -> torch.Tensor:
+    return torch.cat([value for name, value in network.state_dict().items() if name.endswith("running_mean")])
+
+
 def batch(seed: int = 0, n: int = N) -> dict:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -113,6 +117,25 @@ def test_what_is_remembered_is_the_newest_and_part_of_a_checkpoint():
     kept = method.remembered.clone()
     method(ready[0])
     assert torch.equal(method.remembered, kept)  # to look at a batch is not to learn from it
+
+
+def test_another_network_may_teach_an_encoder_that_starts_from_nothing():
+    policy = policies.build_policy("resolution", clean_share=0.0, sizes=[8])
+    options = {"quality_weight": 0.0, "teacher": NETWORK, "queue": 0}
+    method = Robustify(encoder(), policy, freeze=[], **options)
+    assert method.must_load == {"teacher": "encoder"} and method.filled([]) == []
+    with pytest.raises(UsageError, match="method.teacher has embedding_size 64, the encoder 32"):
+        Robustify(encoder(), policy, **{**options, "teacher": {**NETWORK, "width": 8}})
+    before = copy.deepcopy(method.state_dict())
+    optimiser = torch.optim.SGD([value for value in method.parameters() if value.requires_grad], 0.1)
+    method(method.prepare(batch())).loss.backward()
+    optimiser.step()
+    moved = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
+    assert not [name for name in moved if name.startswith("teacher.")]
+    assert [name for name in moved if name.endswith("running_mean")]  # its BatchNorm learns
+    frozen = Robustify(encoder(), policy, **options)
+    frozen(frozen.prepare(batch()))
+    assert torch.equal(statistics(frozen.encoder), statistics(encoder()))
 
 
 def test_blended_faces_lie_between_two_of_the_batch_and_the_rest_is_as_it_was():
