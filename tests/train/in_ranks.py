@@ -14,7 +14,7 @@ from lrface.degrade.policy import ResolutionPolicy
 from lrface.errors import LrfaceError
 from lrface.heads import build_head
 from lrface.losses.contrastive import VARIANTS
-from lrface.methods import AdA, Classify, Contrastive, Distil, QualNet
+from lrface.methods import AdA, Classify, Contrastive, Distil, QualNet, Robustify
 from lrface.methods.base import Method, StepOutput
 from lrface.models import build_backbone, build_decoder
 from lrface.train import distributed
@@ -100,6 +100,10 @@ def faces(kind: str, head: dict[str, Any]) -> Method:
         }  # of another width: the projection is there too
         variant = kind.removeprefix("contrastive_")
         return Contrastive(encoder, policy, teacher, variant, temperature=0.5, start="fresh", chunk=3)
+    if kind == "robustify":
+        teacher = {"name": "ir18", "width": 4, "embedding_size": 16}
+        weights = {"quality_weight": 0.0, "recognition_weight": 0.1, "contrast_weight": 1.0}
+        return Robustify(policy=policy, teacher=teacher, freeze=[], **weights, **parts)
     decoder = build_decoder("subpixel", encoder.feature_channels, width=16)
     frozen = ("decoder", "batchnorm") if kind == "frozen" else ()
     return QualNet(policy=policy, decoder=decoder, freeze=frozen, **parts)
@@ -115,6 +119,7 @@ CASES = {
     "distil_sp": ("distil_sp", {"name": "cosface"}, {}),
     "distil_vid": ("distil_vid", {"name": "cosface"}, {}),
     **{f"contrastive_{name}": (f"contrastive_{name}", {"name": "cosface"}, {}) for name in VARIANTS},
+    "robustify": ("robustify", {"name": "cosface"}, {}),
     "ada": ("ada", {"name": "cosface"}, {}),
     "fsdp": ("qualnet", {"name": "cosface"}, {"strategy": "fsdp"}),
     "fsdp_contrastive": ("contrastive_nt_xent", {"name": "cosface"}, {"strategy": "fsdp"}),
