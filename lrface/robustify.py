@@ -104,6 +104,7 @@ def robust_recipe(
         "quality_weight": 0.1 if drawn else 0.0,
         "quality_share": 0.25,
         "mixed_share": 0.5,
+        "teacher_share": 0.2,
         "recognition_weight": 0.003 if labelled else 0.0,
     }
     # Networks whose BatchNorm is folded into their weights take no more; SGD at 0.02 undoes what they know.

@@ -14,7 +14,7 @@ from lrface import cli, config, recipes, robustify
 from lrface.embed import load_embedder
 from lrface.errors import LrfaceError, UsageError
 from lrface.models.onnx_network import OnnxBackbone
-from lrface.train.checkpoint import load_model
+from lrface.train.checkpoint import latest_checkpoint, load_model, load_training_state
 
 pytest.importorskip("onnx2torch", reason="pip install 'lrface[onnx]'")
 SMALL = [
@@ -101,6 +101,39 @@ def test_an_onnx_file_becomes_a_run_like_any_other(place, done):
     assert card["architecture"]["name"] == "onnx" and "path" not in card["architecture"]["arguments"]
     embedder = load_embedder(place / "run")
     assert (embedder.embedding_size, embedder.input_size) == (8, 16)
+
+
+def test_a_fifth_of_the_weights_stays_what_it_was_in_what_is_exported_and_not_in_what_is_trained(place, done):
+    exported, card = load_model(place / "run")
+    folder = latest_checkpoint(place / "run" / "stages" / "2-robust")
+    own = load_training_state(folder).weights
+    file = OnnxBackbone(path=str(place / "recogniser.onnx")).state_dict()
+    moved = 0
+    for name, value in exported.state_dict().items():
+        trained = own[f"encoder.{name}"]
+        torch.testing.assert_close(
+            value, trained.lerp(file[name], 0.2) if value.is_floating_point() else value
+        )
+        moved += not torch.equal(trained, file[name])
+    assert moved > 4 and card["weights"] == "0.2 of the teacher's, the rest of the trained ones"
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_weights_it_trained(place, done, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    stage, summary = tmp_path / "run" / "stages" / "2-robust", tmp_path / "run" / "summary.json"
+    arguments = (str(place / "recogniser.onnx"), place / "pictures", tmp_path / "run")
+    given = {"steps": 3, "overrides": [*SMALL, "trainer.checkpoint_every=2"], "show_progress": False}
+    with pytest.raises(UsageError, match="another recipe"):
+        robustify.robustify(*arguments, **{**given, "steps": 4})
+    assert stage.is_dir() and summary.is_file()
+    robustify.robustify(*arguments, **given, restart=True)
+    straight, _ = load_model(tmp_path / "run")
+    assert same(straight.state_dict(), load_model(place / "run")[0].state_dict())
+    shutil.rmtree(stage / "step-00000003")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    again = robustify.robustify(*arguments, **given)
+    assert again.summary["stages"][-1]["resumed_at"] == 2
+    assert same(load_model(tmp_path / "run")[0].state_dict(), straight.state_dict())
 
 
 def test_the_shipped_recipe_is_what_the_command_runs(place):

@@ -38,6 +38,8 @@ class Method(nn.Module):
             usually comes from: a stage has to load them.
         splittable: whether FSDP may spread the weights over ranks, which are then whole within ``forward`` alone. False
             where ``prepare`` computes with them.
+        teacher_share: of the weights of ``teacher``, which has the shapes of ``encoder``, in what is exported; see
+            lrface.train.average.BlendedWeights.
         epoch_steps: steps in an epoch of the run, told before the first step; None where nobody did.
         autocast: gives the precision of the run for networks that ``prepare`` runs; the training step sets it.
     """
@@ -48,6 +50,7 @@ class Method(nn.Module):
     not_accumulable_because: str = "its loss compares the images of a batch with each other"
     must_load: Mapping[str, str] = MappingProxyType({})
     splittable: bool = True
+    teacher_share: float = 0.0
     epoch_steps: int | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 

@@ -97,6 +97,9 @@ class Robustify(Method):
             recognition loss.
         teacher: None for the encoder as it was; else as of :class:`~lrface.methods.contrastive.Contrastive`, with
             embeddings of as many values as the encoder's, which may then start from nothing.
+        teacher_share: how much of the weights as they were there is in what is exported, from 0 to below 1: on the way
+            back from the trained weights to those, clean faces gain before small ones lose (Wortsman et al. 2022, "Robust
+            fine-tuning of zero-shot models"). Only where the teacher is the encoder as it was.
         freeze: ["batchnorm"] keeps statistics and weights of the encoder's BatchNorm, as QualNet's stage 2 does; [] for an
             encoder that starts from nothing.
 
@@ -123,6 +126,7 @@ class Robustify(Method):
         quality_share: float = 1.0,
         mixed_share: float = 0.0,
         teacher: Any = None,
+        teacher_share: float = 0.0,
         freeze: Sequence[str] = ("batchnorm",),
     ):
         super().__init__()
@@ -163,6 +167,12 @@ class Robustify(Method):
             if own != others:
                 raise UsageError(f"method.teacher has {what} {others}, the encoder {own}; they must agree")
         self.loss_weights = weights
+        if not 0 <= teacher_share < 1 or (teacher_share and teacher is not None):
+            raise UsageError(
+                "method.teacher_share must be from 0 to below 1, and 0 with another network for a teacher; "
+                f"found {teacher_share}"
+            )
+        self.teacher_share = float(teacher_share)
         if list(freeze) not in ([], ["batchnorm"]):
             raise UsageError(f"method.freeze must be [batchnorm] or []; found {freeze!r}")
         self.freeze = tuple(freeze)

@@ -1,4 +1,4 @@
-"""Averaged weights: what a stage exports when it keeps an exponential moving average of what it trains."""
+"""Averaged weights: what a stage exports when that is not what it trains, but an average over steps, or with its teacher."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,3 +76,44 @@ class AveragedWeights:
     def _swap(self) -> None:
         for key, value in self.live.items():
             value.data, self.values[key].data = self.values[key].data, value.data
+
+
+class BlendedWeights:
+    """Weights between those that a method trains and those of its frozen teacher, parameter by parameter: (1 - s) encoder +
+    s teacher with s the method's ``teacher_share`` (WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models",
+    CVPR 2022). The interface is that of :class:`AveragedWeights`.
+
+    Args:
+        method: with ``encoder`` and a ``teacher`` of the same shapes.
+    """
+
+    def __init__(self, method: nn.Module, share: float):
+        self.method, self.share = method, share
+        teacher = dict(method.get_submodule("teacher").named_parameters())
+        own = method.get_submodule("encoder").named_parameters()
+        self._pairs = {f"encoder.{name}": (parameter, teacher[name]) for name, parameter in own}
+
+    def update(self, step: int) -> None:
+        """Nothing is to be remembered of a step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of the method by name, blended where encoder and teacher have them."""
+        return {**tensors(self.method), **self._blended()}
+
+    @torch.no_grad()
+    def _blended(self) -> dict[str, Tensor]:
+        return {
+            name: own.detach().lerp(other.detach(), self.share) for name, (own, other) in self._pairs.items()
+        }
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The method's encoder has the blended weights in here."""
+        own = {name: parameter.data for name, (parameter, _) in self._pairs.items()}
+        for name, value in self._blended().items():
+            self._pairs[name][0].data = value
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                self._pairs[name][0].data = value

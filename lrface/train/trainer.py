@@ -15,7 +15,7 @@ from lrface.files import explain
 from lrface.methods.base import Method
 from lrface.models.memory import recompute_activations
 from lrface.progress import progress
-from lrface.train.average import AveragedWeights
+from lrface.train.average import AveragedWeights, BlendedWeights
 from lrface.train.checkpoint import (
     TrainingState,
     fill,
@@ -235,8 +235,14 @@ class Trainer:
             averaged = load_parts(found)
             fill(method, averaged if state.weights is None else state.weights, f"checkpoint {found}")
             load_classes(method, found)
-        if self.spread.fsdp and stage.ema is not None:
-            raise UsageError(f"stage {stage.name!r}: ema needs whole weights; set trainer.strategy=ddp")
+        share = method.teacher_share
+        for name, there in (("ema", stage.ema is not None), ("method.teacher_share", share > 0)):
+            if self.spread.fsdp and there:
+                raise UsageError(
+                    f"stage {stage.name!r}: {name} needs whole weights; set trainer.strategy=ddp"
+                )
+        if stage.ema is not None and share:
+            raise UsageError(f"stage {stage.name!r}: give ema or method.teacher_share, not both")
         if self.spread.fsdp and not method.splittable:
             raise UsageError(
                 f"stage {stage.name!r}: method {type(method).__name__} computes with whole weights before its step; set "
@@ -263,7 +269,11 @@ class Trainer:
                 method.set_extra_state(state.extra)
             if take.scaler is not None and state.scaler:
                 take.scaler.load_state_dict(state.scaler)
-        average = None if stage.ema is None else AveragedWeights(method, stage.ema, averaged)
+        average: AveragedWeights | BlendedWeights | None = None
+        if stage.ema is not None:
+            average = AveragedWeights(method, stage.ema, averaged)
+        elif share:
+            average = BlendedWeights(method, share)
         return Ready(take, average, 0 if state is None else state.step, found, state)
 
     def fit(self, stage: Stage) -> StageResult:
@@ -378,8 +388,13 @@ class Trainer:
         averaged = None if average is None else self.spread.whole_tensors(average.state())
         whole, kept = self.spread.whole(method), stage.observer.kept()
         card = stage.card
-        if average is not None:
+        if stage.ema is not None:
             card = {**card, "weights": f"exponential moving average of the trained ones, decay {stage.ema:g}"}
+        elif average is not None:
+            card = {
+                **card,
+                "weights": f"{method.teacher_share:g} of the teacher's, the rest of the trained ones",
+            }
         return on_first(
             lambda: save_checkpoint(
                 stage.folder,
@@ -480,7 +495,7 @@ class Ready:
     """A stage ready to go on: ``first`` steps are done, ``found`` and ``state`` are of its newest checkpoint."""
 
     take: TrainingStep
-    average: AveragedWeights | None
+    average: AveragedWeights | BlendedWeights | None
     first: int
     found: Path | None
     state: TrainingState | None

@@ -191,6 +191,9 @@ def test_without_labels_or_a_decoder_their_losses_are_left_out():
         ({"queue": -1}, "queue must be at least 0"),
         ({"quality_share": 0.0}, "quality_share must be above 0"),
         ({"mixed_share": 0.95}, "at most 0.9 with a recognition loss"),
+        ({"teacher_share": 1.0}, "teacher_share must be from 0 to below 1"),
+        ({"teacher_share": 0.2, "teacher": NETWORK}, "and 0 with another network"),
+        ({"freeze": ["decoder"]}, r"freeze must be \[batchnorm\] or \[\]"),
     ],
 )
 def test_values_out_of_range(arguments, words):

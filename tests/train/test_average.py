@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from lrface.heads import build_head
-from lrface.train.average import AveragedWeights
+from lrface.train.average import AveragedWeights, BlendedWeights
 
 
 def network() -> nn.Module:
@@ -85,3 +85,37 @@ def test_running_statistics_that_a_head_replaces_are_averaged_too():
             torch.testing.assert_close(value, expected[key])
             assert not torch.allclose(value, own[key])
     assert all(torch.equal(value, own[key]) for key, value in head.named_buffers())
+
+
+def taught() -> nn.Module:
+    method = nn.Module()
+    method.encoder, method.teacher = network(), network().requires_grad_(False)
+    method.head = nn.Linear(2, 2)
+    for step in range(3):
+        move(method.encoder, step)
+    return method
+
+
+def test_the_blend_lies_between_encoder_and_teacher():
+    method = taught()
+    blended = BlendedWeights(method, 0.2)
+    blended.update(0)
+    own, found = dict(method.named_parameters()), blended.state()
+    assert set(found) == set(method.state_dict())
+    for name in ("0.weight", "1.bias", "2.weight"):
+        wanted = 0.8 * own[f"encoder.{name}"] + 0.2 * own[f"teacher.{name}"]
+        torch.testing.assert_close(found[f"encoder.{name}"], wanted)
+    for name in ("teacher.0.weight", "head.weight", "encoder.1.running_mean"):
+        assert torch.equal(found[name], method.state_dict()[name])
+
+
+def test_the_blend_is_shown_and_the_encoders_own_put_back():
+    method = taught()
+    blended = BlendedWeights(method, 0.2)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    with blended.shown():
+        inside = method.encoder[0].weight.clone()
+    assert torch.equal(
+        inside, before["encoder.0.weight"].lerp(before["teacher.0.weight"], 0.2)
+    ) and not torch.equal(inside, before["encoder.0.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
