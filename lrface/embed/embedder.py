@@ -527,7 +527,9 @@ class FaceEmbedder:
         errors = torch.zeros(len(faces)) if self._reconstructs else None
         resolutions = np.array([face.resolution for face in faces], np.float32)
         for start in range(0, len(faces), batch_size):
-            pixels = torch.stack([face.pixels for face in faces[start : start + batch_size]])
+            # In numpy, as is the mirror: see _ForeignNetwork._as_the_graph_takes_them.
+            crops = np.stack([face.pixels.numpy() for face in faces[start : start + batch_size]])
+            pixels = torch.from_numpy(crops)
             resolutions[start : start + len(pixels)] = effective_resolutions(
                 pixels, resolutions[start : start + len(pixels)]
             )
@@ -536,7 +538,8 @@ class FaceEmbedder:
             else:
                 features, errors[start : start + len(pixels)] = self._with_errors(pixels)
             if flip:
-                features = features + self.embed_tensor(pixels.flip(3), batch_size)
+                mirrored = torch.from_numpy(np.ascontiguousarray(crops[..., ::-1]))
+                features = features + self.embed_tensor(mirrored, batch_size)
             vectors[start : start + len(pixels)] = features
         norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         good = (torch.isfinite(norm) & (norm > 0))[:, 0]
