@@ -279,7 +279,6 @@ class _ForeignNetwork:
             parts.append(self._run(padded)[: len(part)])
         return torch.cat(parts)
 
-
     def _as_the_graph_takes_them(self, images: Tensor) -> Tensor:
         """Colours swapped and normalised. In numpy: PyTorch's threads, once woken, wait in a loop for more and hold up those
         of the library that runs the graph (2 cores: 257 instead of 630 images a second)."""
