@@ -1,5 +1,5 @@
 """`lrface robustify` on a recogniser from disk: LFW before and after, at 112, 56, 28 and 14 pixels, and 112 against each.
-Writes eval/results/robustified.json, .md and .png.
+Writes eval/results/robustified.json and .md, and docs/robustified.png.
 
     python eval/robustified.py --model recogniser.onnx --data DATA --out runs/robust-recogniser
 
@@ -120,7 +120,7 @@ def main() -> None:
         },
     )
     write_text(RESULTS / "robustified.md", text)
-    draw(RESULTS / "robustified.png", before, after)
+    draw(RESULTS.parents[1] / "docs" / "robustified.png", before, after)
     print(text, end="")
 
 

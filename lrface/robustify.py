@@ -4,6 +4,7 @@ An ordinary recipe is written for it (lrface.methods.robustify) and run by lrfac
 run like any other.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ MINUTES = 45.0
 DECODER_SHARE = 0.1
 """Part of the time for stage 1."""
 SPARE = 0.05  # for reading the images, checkpoints and the model's own files
-TIMED_SECONDS, TIMED_STEPS = 20.0, 6  # at most, after a step that is not counted
+TIMED_SECONDS, TIMED_STEPS, WARM_STEPS = 20.0, 10, 2  # at most, after the first, which are not counted
 DECODER, ROBUST = "decoder", "robust"
 
 
@@ -178,17 +179,16 @@ def step_seconds(recipe: config.Recipe, stage: config.Stage, identities: int) ->
     }
     taken: list[float] = []
     begun = time.perf_counter()
-    for step in range(1 + TIMED_STEPS):
+    for step in range(WARM_STEPS + TIMED_STEPS):
         started = time.perf_counter()
         take.gradients({**batch, "seed": step})
         take.update()
         if trainer.device == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)
-        if step and time.perf_counter() - begun > TIMED_SECONDS:
+        if step >= WARM_STEPS and time.perf_counter() - begun > TIMED_SECONDS:
             break
-    counted = taken[1:]
-    return sum(counted) / len(counted)
+    return statistics.median(taken[WARM_STEPS:])
 
 
 def _no_batches(first: int, last: int) -> Any:
