@@ -1,15 +1,15 @@
-"""Operating thresholds, the cosine at which a model accepts a wanted share of strangers at each resolution, and the
-probability of one person that a cosine means for every pair of resolutions."""
+"""Operating thresholds, the cosine at which a model accepts a wanted share of strangers, and the probability of one
+person that a cosine means, for every pair of resolutions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lrface.benchmarks.metrics import rate_name
 from lrface.benchmarks.verification import RESOLUTIONS, Evaluation
@@ -35,8 +35,8 @@ class Calibration:
     Attributes:
         file: where they were stored.
         false_accept_rate: the one wanted.
-        rows: one dict a resolution: ``size, threshold`` (cosine), ``false_accept_rate`` and ``true_accept_rate``
-            reached (percent) and ``impostor_pairs``.
+        rows: one dict a pair of sizes, equal ones first: ``gallery_size, probe_size, threshold`` (cosine),
+            ``false_accept_rate`` and ``true_accept_rate`` reached (percent) and ``impostor_pairs``.
         probabilities: one dict a pair of sizes: ``gallery_size, probe_size, slope, intercept``, and of folds that were
             left out of the fit ``brier`` (0.25 is what saying one half gets) and ``calibration_error``.
         reliability: what was said against what was so on those folds, all sizes together: see
@@ -86,12 +86,11 @@ def calibrate(
     resolutions: Sequence[int] = RESOLUTIONS,
     **options: Any,
 ) -> Calibration:
-    """Measure thresholds with both images at each size and probabilities for every pair of sizes on a benchmark, and
-    store them with the model.
+    """Measure thresholds and probabilities for every pair of sizes on a benchmark, and store them with the model.
 
     A model of `lrface train` gets them into its card (``thresholds``, ``probability``), an ONNX or torch.export file
     into NAME.thresholds.json beside it, a module:function into FILE.py.function.thresholds.json; ``load_embedder``
-    reads them, and ``compare`` takes the threshold measured nearest to the smaller effective resolution of the two
+    reads them, and ``compare`` takes the threshold measured nearest to the effective resolutions of the two
     faces, and the probability between the sizes around both. The benchmark's people must not have been trained on:
     probabilities are told well only of pairs like those they were fitted to.
 
@@ -103,25 +102,33 @@ def calibrate(
     """
     run = verify_models([model], [benchmark], resolutions, matrix=True, **options)
     (found,) = run.evaluations.values()
+    by_sizes = _both_ways(found)
     rows = []
-    for row, scores in zip(found.rows, found.scores, strict=True):
-        if row["gallery_size"] != row["probe_size"]:
-            continue
-        same = found.benchmark.same
+    for (small, large), scores in by_sizes.items():
+        same = np.resize(found.benchmark.same, len(scores))
         # Rounded up, so that what is stored never accepts more than was measured.
         threshold = min(1.0, math.ceil(threshold_at(scores, same, false_accept_rate) * 1e9) / 1e9)
         rows.append(
             {
-                "size": row["probe_size"],
+                "gallery_size": large,
+                "probe_size": small,
                 "threshold": threshold,
                 "false_accept_rate": round(100 * float(np.mean(scores[~same] >= threshold)), 4),
                 "true_accept_rate": round(100 * float(np.mean(scores[same] >= threshold)), 4),
                 "impostor_pairs": int((~same).sum()),
             }
         )
-    table, probabilities, curve, brier = _probabilities(found)
+    rows.sort(
+        key=lambda row: (row["gallery_size"] != row["probe_size"], -row["gallery_size"], -row["probe_size"])
+    )
+    table, probabilities, curve, brier = _probabilities(found, by_sizes)
     embedder = open_model(model)
-    thresholds = {str(row["size"]): row["threshold"] for row in rows}
+    thresholds = {
+        str(row["probe_size"])
+        if row["gallery_size"] == row["probe_size"]
+        else f"{row['gallery_size']}x{row['probe_size']}": row["threshold"]
+        for row in rows
+    }
     how = {
         "benchmark": found.benchmark.name,
         "false_accept_rate": false_accept_rate,
@@ -154,25 +161,36 @@ def calibrate(
     )
 
 
-def _probabilities(
-    found: Evaluation,
-) -> tuple[ProbabilityTable, list[dict[str, Any]], list[dict[str, float]], float]:
-    """The table fitted to all pairs, a row for each pair of sizes, and the reliability and Brier score of all sizes
-    together, both on folds left out of the fit."""
+def _both_ways(found: Evaluation) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Scores by (smaller, larger) size. Which of the two faces is the gallery's says nothing: two different sizes have
+    the scores of all pairs one way and then the other."""
     by_sizes = {
         (row["gallery_size"], row["probe_size"]): scores
         for row, scores in zip(found.rows, found.scores, strict=True)
     }
     sizes = sorted({size for pair in by_sizes for size in pair})
+    return {
+        (small, large): np.concatenate(
+            [by_sizes[small, large]] + ([by_sizes[large, small]] if small != large else [])
+        )
+        for i, small in enumerate(sizes)
+        for large in sizes[i:]
+    }
+
+
+def _probabilities(
+    found: Evaluation, by_sizes: Mapping[tuple[int, int], NDArray[np.float64]]
+) -> tuple[ProbabilityTable, list[dict[str, Any]], list[dict[str, float]], float]:
+    """The table fitted to all pairs, a row for each pair of sizes, and the reliability and Brier score of all sizes
+    together, both on folds left out of the fit."""
+    sizes = sorted({size for pair in by_sizes for size in pair})
     slope, intercept = np.zeros((2, len(sizes), len(sizes)))
     rows, said, truth = [], [], []
     for i, small in enumerate(sizes):
         for j, large in enumerate(sizes[i:], i):
-            # Which of the two faces is the gallery's says nothing: both ways together.
-            pairs = [by_sizes[small, large]] + ([by_sizes[large, small]] if i != j else [])
-            scores = np.concatenate(pairs)
+            scores = by_sizes[small, large]
             same, folds = (
-                np.tile(each, len(pairs)) for each in (found.benchmark.same, found.benchmark.folds)
+                np.resize(each, len(scores)) for each in (found.benchmark.same, found.benchmark.folds)
             )
             slope[i, j], intercept[i, j] = slope[j, i], intercept[j, i] = fit_logistic(scores, same)
             left_out = np.empty(len(scores))
@@ -203,7 +221,7 @@ def calibration_table(calibration: Calibration) -> str:
     header = ["pixels", "threshold", "FAR %", "TAR %"]
     lines = [
         [
-            str(row["size"]),
+            f"{row['gallery_size']} x {row['probe_size']}",
             f"{row['threshold']:.4f}",
             f"{row['false_accept_rate']:.3f}",
             f"{row['true_accept_rate']:.2f}",

@@ -1495,9 +1495,9 @@ def calibrate(
     device: Device = "auto",
     json_output: Json = False,
 ) -> None:
-    """Measure the threshold of a wanted false accept rate at each resolution, and store it with the model.
+    """Measure the threshold of a wanted false accept rate for every pair of resolutions, and store it with the model.
 
-    `lrface compare` and compare() of the embedding API then decide by it, at the resolution of the smaller face.
+    `lrface compare` and compare() of the embedding API then decide by it, at the resolutions of the two faces.
     """
     with errors_for_users():
         from dataclasses import asdict

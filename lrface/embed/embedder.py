@@ -362,8 +362,8 @@ class FaceEmbedder:
         >>> -1 <= found.similarity <= 1, found.effective_resolutions, found.probability is None
         (True, (112.0, 112.0), True)
 
-        The threshold is ``threshold``; else the one on the model's card measured nearest to the smaller
-        effective resolution of the two faces (field ``thresholds``, {"112": cosine, "56": ...}); else
+        The threshold is ``threshold``; else the one on the model's card measured nearest to the
+        effective resolutions of the two faces (field ``thresholds``, {"112": cosine, "112x14": ...}); else
         :data:`~lrface.embed.UNCALIBRATED_THRESHOLD`, which the result says. The probability is told where the card
         has been calibrated (`lrface calibrate`), for both resolutions, else it is None. ``flip`` is on here, as in
         `lrface calibrate`, where both come from.

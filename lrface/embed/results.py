@@ -170,25 +170,40 @@ class Comparison:
         )
 
 
-def card_threshold(card: Mapping[str, Any], resolution: float, name: str) -> float | None:
-    """The card's threshold measured nearest to ``resolution``, on a scale of doublings; None where it has
-    none."""
+def card_threshold(card: Mapping[str, Any], resolutions: tuple[float, float], name: str) -> float | None:
+    """The card's threshold measured nearest to the resolutions of two faces, on a scale of doublings; None where it has
+    none.
+
+    ``thresholds`` maps sizes to cosines: "28" for two faces of 28 pixels, "112x28" for one of 112 and one of 28. A card
+    without pairs of different sizes says what it has nearest to the smaller face.
+    """
     thresholds = card.get("thresholds")
     if not thresholds:
         return None
+    table: dict[tuple[float, float], float] = {}
     try:
-        table = {float(size): float(value) for size, value in thresholds.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+        for key, value in thresholds.items():
+            sizes = sorted(float(size) for size in key.split("x"))
+            table[sizes[0], {1: sizes[0], 2: sizes[-1]}[len(sizes)]] = float(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LrfaceError(
-            f"model {name}: the card's field 'thresholds' must map a resolution to a cosine, as in "
-            f'{{"112": 0.28}}; found {thresholds!r}'
+            f"model {name}: the card's field 'thresholds' must map resolutions to cosines, as in "
+            f'{{"112": 0.28, "112x14": 0.31}}; found {thresholds!r}'
         ) from error
-    if any(size <= 0 or not -1 <= value <= 1 for size, value in table.items()):
+    if any(min(sizes) <= 0 or not -1 <= value <= 1 for sizes, value in table.items()):
         raise LrfaceError(
             f"model {name}: the card's field 'thresholds' must hold positive resolutions and cosines between "
             f"-1 and 1; found {thresholds!r}"
         )
-    return table[min(table, key=lambda size: (abs(math.log(size / resolution)), -size))]
+    wanted = sorted(resolutions)
+    if all(small == large for small, large in table):
+        wanted = [wanted[0]] * 2
+
+    def far(sizes: tuple[float, float]) -> tuple[float, float]:
+        away = sum(abs(math.log(one / other)) for one, other in zip(sizes, wanted, strict=True))
+        return round(away, 9), -math.prod(sizes)
+
+    return table[min(table, key=far)]
 
 
 def decide(
@@ -212,7 +227,7 @@ def decide(
         raise UsageError(f"prior must lie between 0 and 1; found {prior}")
     origin = "given"
     if threshold is None:
-        threshold, origin = card_threshold(card, min(resolutions), name), "card"
+        threshold, origin = card_threshold(card, resolutions, name), "card"
     if threshold is None:
         threshold, origin = UNCALIBRATED_THRESHOLD, "default"
     table = ProbabilityTable.from_card(card, name)

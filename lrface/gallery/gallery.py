@@ -261,7 +261,7 @@ class Gallery:
             images: as :meth:`lrface.embed.FaceEmbedder.embed` takes them, one or many.
             k: candidates for each face.
             threshold: the cosine that a candidate has to reach; None: the one on the model's card measured nearest to the
-                smaller effective resolution of probe and candidate, else
+                effective resolutions of probe and candidate, else
                 :data:`lrface.embed.UNCALIBRATED_THRESHOLD`. Thresholds of `lrface calibrate` hold for one comparison:
                 a stranger meets as many as there are people here.
             kind, faces, batch_size, workers: as there.
@@ -318,7 +318,7 @@ class Gallery:
         matches = []
         for position, candidates in enumerate(self._store.search(units, k)):
             pairs = [
-                self._threshold(min(pixels[position], each.resolution), threshold) for each in candidates
+                self._threshold((float(pixels[position]), each.resolution), threshold) for each in candidates
             ]
             values = [value for value, _ in pairs]
             accepted = [
@@ -330,18 +330,18 @@ class Gallery:
                     accepted[0].name if accepted else None,
                     candidates,
                     values,
-                    pairs[0][1] if pairs else self._threshold(112.0, threshold)[1],
+                    pairs[0][1] if pairs else self._threshold((112.0, 112.0), threshold)[1],
                     None,
                     float(pixels[position]),
                 )
             )
         return matches
 
-    def _threshold(self, pixels: float, given: float | None) -> tuple[float, str]:
+    def _threshold(self, pixels: tuple[float, float], given: float | None) -> tuple[float, str]:
         if given is not None:
             return given, "given"
         if self._embedder is not None:
-            value = card_threshold(self._embedder.card, float(pixels), self._embedder.name)
+            value = card_threshold(self._embedder.card, pixels, self._embedder.name)
             if value is not None:
                 return value, "card"
         return UNCALIBRATED_THRESHOLD, "default"

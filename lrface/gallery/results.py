@@ -53,8 +53,8 @@ class Match:
         source: position of its image among the probes.
         name: who it is; None: nobody in the gallery is like it enough.
         candidates: the people most like it, best first, whoever reaches the threshold or not.
-        thresholds: the cosine that each candidate has to reach, chosen by the smaller effective resolution of the probe
-            and the candidate's images.
+        thresholds: the cosine that each candidate has to reach, chosen by the effective resolutions of the probe and
+            of the candidate's images.
         threshold_from: "given", "card" (measured for this model) or "default" (neither: uncalibrated).
         box: left, top, right, bottom in the photograph; None for a crop.
         effective_resolution: of the probe, in pixels.

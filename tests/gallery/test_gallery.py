@@ -268,6 +268,18 @@ def test_thresholds_follow_the_smaller_resolution_of_probe_and_candidate(tmp_pat
     assert plain[0].threshold_from == "default" and plain[0].thresholds[0] == UNCALIBRATED_THRESHOLD
 
 
+def test_thresholds_of_pairs_of_sizes_follow_both_resolutions(tmp_path):
+    gallery = new_gallery(tmp_path / "g")
+    rows = vectors(2)
+    gallery.add_vectors(["small", "clear"], rows, resolution=[14, 112])
+    table = {"112": 0.2, "14": 0.9, "112x14": 0.6}
+    gallery._embedder = type("Card", (), {"card": {"thresholds": table}, "name": "m"})()
+    sharp, tiny, between = gallery.search_vectors(rows[[1, 1, 1]], [112, 14, 30])
+    for match, wanted in ((sharp, [0.2, 0.6]), (tiny, [0.6, 0.9]), (between, [0.6, 0.9])):
+        named = dict(zip([each.name for each in match.candidates], match.thresholds, strict=True))
+        assert [named["clear"], named["small"]] == wanted
+
+
 def test_one_below_its_threshold_does_not_hide_the_next(tmp_path):
     gallery = new_gallery(tmp_path / "g")
     rows = vectors(2)
