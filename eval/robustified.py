@@ -30,6 +30,8 @@ from lrface.study import (
 from lrface.train.checkpoint import load_model
 
 SIZES = (112, 56, 28, 14)
+TESTING = {**RESOLUTION_TESTING, "precision": "float32"}
+"""As `lrface verify` does."""
 
 
 def table(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
@@ -90,16 +92,20 @@ def main() -> None:
     benchmark = lfw_at(arguments.lfw, arguments.data)
     network, card = load_model(arguments.out)
     file_sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    key = {"testing": RESOLUTION_TESTING, "file_sha256": file_sha256}
+    key = {"testing": TESTING, "file_sha256": file_sha256}
     before = kept(
         arguments.out / "evaluations" / "lfw_before.json",
         key,
-        lambda: {"rows": accuracy_at_sizes(OnnxBackbone(path, **described), benchmark, SIZES)},
+        lambda: {
+            "rows": accuracy_at_sizes(
+                OnnxBackbone(path, **described), benchmark, SIZES, precision=TESTING["precision"]
+            )
+        },
     )["rows"]
     after = kept(
         arguments.out / "evaluations" / "lfw.json",
-        {"testing": RESOLUTION_TESTING, "weights_sha256": card["weights_sha256"]},
-        lambda: {"rows": accuracy_at_sizes(network, benchmark, SIZES)},
+        {"testing": TESTING, "weights_sha256": card["weights_sha256"]},
+        lambda: {"rows": accuracy_at_sizes(network, benchmark, SIZES, precision=TESTING["precision"])},
     )["rows"]
     text = table(before, after)
     write_json(
@@ -113,7 +119,7 @@ def main() -> None:
             "steps": done.steps,
             "training_seconds": round(sum(stage.get("seconds", 0.0) for stage in summary["stages"]), 1),
             "data": {"training": "celeba300_112", "test": "LFW View 2, 6,000 pairs"},
-            "testing": RESOLUTION_TESTING,
+            "testing": TESTING,
             "before": before,
             "after": after,
             **about_the_run(started),

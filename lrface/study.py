@@ -606,7 +606,12 @@ def stored_set(images: Path, benchmark: str, count: int, runs: Path, seed: int =
     return out
 
 
-RESOLUTION_TESTING = {"flip": True, "down": "nearest", "up": "bilinear", "precision": "bfloat16"}
+RESOLUTION_TESTING: dict[str, Any] = {
+    "flip": True,
+    "down": "nearest",
+    "up": "bilinear",
+    "precision": "bfloat16",
+}
 """How :func:`accuracy_at_sizes` tests."""
 
 
@@ -618,6 +623,7 @@ def accuracy_at_sizes(
     matrix: bool = False,
     native: bool = False,
     compiled: bool = False,
+    precision: str = RESOLUTION_TESTING["precision"],
 ) -> list[dict[str, Any]]:
     """Rows of :func:`lrface.benchmarks.verification.evaluate_verification`: every size against itself, and the largest
     against each smaller one; with ``matrix``, all against all.
@@ -626,6 +632,7 @@ def accuracy_at_sizes(
         encoder: images float32 [n, 3, s, s] RGB in [0, 1] -> embeddings [n, d].
         native: a row with the images as they are, by how many pixels their faces had.
         compiled: run it compiled, where there is a compiler.
+        precision: bfloat16, or float32, which is what `lrface verify` takes by default.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = encoder.eval().requires_grad_(False)
@@ -634,16 +641,16 @@ def accuracy_at_sizes(
         encoder.compile()
 
     def embed(images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             return encoder(images.contiguous(memory_format=torch.channels_last)).float()
 
     return evaluate_verification(
         embed,
         benchmark,
         sizes,
-        flip=RESOLUTION_TESTING["flip"] is True,
-        down=str(RESOLUTION_TESTING["down"]),
-        up=str(RESOLUTION_TESTING["up"]),
+        flip=RESOLUTION_TESTING["flip"],
+        down=RESOLUTION_TESTING["down"],
+        up=RESOLUTION_TESTING["up"],
         batch_size=128,
         cross=not matrix,
         matrix=matrix,
