@@ -243,6 +243,10 @@ def test_every_shipped_recipe_builds(name, tmp_path):
     if recipe.backbone.name == "onnx":
         pytest.importorskip("onnx2torch", reason="pip install 'lrface[onnx]'")
         recipe.backbone.arguments["path"] = str(write_recogniser(tmp_path / "recogniser.onnx"))
+    for stage in recipe.stages:  # a teacher that the user names
+        teacher = stage.method.arguments.get("teacher")
+        if isinstance(teacher, dict) and teacher.get("name") == "onnx" and "path" not in teacher:
+            teacher["path"] = str(write_recogniser(tmp_path / "teacher.onnx", size=112, width=128))
     assert parse_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
     for index, stage in enumerate(recipe.stages):
         stage_settings(stage)
