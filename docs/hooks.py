@@ -19,7 +19,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = logging.getLogger("mkdocs.hooks.lrface")
-README, DATA_PREP = "tasks.md", "data_prep.md"
+README, DATA_PREP, TUTORIAL = "tasks.md", "data_prep.md", "tutorial.md"
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):<code>~?([\w.]+)</code>")
 
 _executing = False
@@ -78,7 +78,8 @@ def rewritten(text: str) -> str:
 
     def link(match: re.Match[str]) -> str:
         target = match[2].replace("data_prep/README.md", DATA_PREP).removeprefix("docs/")
-        if target == DATA_PREP or (ROOT / "docs" / target.partition("#")[0]).exists():
+        target = target.replace("tutorial.ipynb", TUTORIAL)
+        if target in (DATA_PREP, TUTORIAL) or (ROOT / "docs" / target.partition("#")[0]).exists():
             return f"{match[1]}({target})"
         return match[0] if re.match(r"https?:|#", target) else match[1].lstrip("!").strip("[]")
 
@@ -172,7 +173,7 @@ def tutorial() -> dict[str, str | bytes]:
                 lines += [f"![What the code above draws]({name})", ""]
             elif text := output.get("text") or data.get("text/plain"):
                 lines += ["```text", text.rstrip(), "```", ""]
-    return {"tutorial.md": "\n".join(lines), **pictures}
+    return {TUTORIAL: "\n".join(lines), **pictures}
 
 
 def run(notebook: Any) -> None:

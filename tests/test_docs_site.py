@@ -73,6 +73,7 @@ def test_the_readme_is_the_page_of_tasks(built):
     assert (
         'href="training.html"' in tasks and 'href="data_prep.html"' in tasks and "docs/" not in links(tasks)
     )
+    assert 'href="tutorial.html"' in tasks
     assert 'src="resolution.png"' in (built[0] / "index.html").read_text()
 
 
