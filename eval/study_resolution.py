@@ -171,11 +171,12 @@ def table(rows: Sequence[Row], results: list[dict[str, Any]]) -> str:
         runs = own.get(SPECIALISED[SIZES.index(gallery)], []) if gallery == probe else []
         cells.append(cell([column.figure(figures) for figures in runs]))
     seeds = {len(own.get(key, [])) for key in SPECIALISED}
-    lines = markdown([row for row in rows if row.key not in SPECIALISED[1:]], results, COLUMNS).splitlines()
+    shown = [row for row in rows if row.key not in SPECIALISED[1:]]
+    lines = markdown(shown, results, COLUMNS).splitlines()
     first = f"| specialised network of each size | {min(seeds)} | each | {' | '.join(cells)} |"
     lines[0] = lines[0].rstrip(" |") + " | least of specialised |"
     lines[1] += "---|"
-    for number, row in enumerate([row for row in rows if row.key not in SPECIALISED[1:]], start=2):
+    for number, row in enumerate(shown, start=2):
         lines[number] += f" {lacking(own, row.key)} |"
     return "\n".join([*lines[:2], first + " |", *lines[2:]]) + "\n"
 
