@@ -23,6 +23,7 @@ from lrface.embed.probability import (
     reliability,
     sigmoid,
 )
+from lrface.embed.results import threshold_key
 from lrface.errors import LrfaceError, UsageError
 from lrface.evaluation import verify_models
 from lrface.files import read_json, write_json
@@ -103,7 +104,7 @@ def calibrate(
     run = verify_models([model], [benchmark], resolutions, matrix=True, **options)
     (found,) = run.evaluations.values()
     by_sizes = _both_ways(found)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (small, large), scores in by_sizes.items():
         same = np.resize(found.benchmark.same, len(scores))
         # Rounded up, so that what is stored never accepts more than was measured.
@@ -123,12 +124,7 @@ def calibrate(
     )
     table, probabilities, curve, brier = _probabilities(found, by_sizes)
     embedder = open_model(model)
-    thresholds = {
-        str(row["probe_size"])
-        if row["gallery_size"] == row["probe_size"]
-        else f"{row['gallery_size']}x{row['probe_size']}": row["threshold"]
-        for row in rows
-    }
+    thresholds = {threshold_key(row["gallery_size"], row["probe_size"]): row["threshold"] for row in rows}
     how = {
         "benchmark": found.benchmark.name,
         "false_accept_rate": false_accept_rate,

@@ -170,6 +170,11 @@ class Comparison:
         )
 
 
+def threshold_key(larger: int, smaller: int) -> str:
+    """What two sizes are called in a card's ``thresholds``, which :func:`card_threshold` reads."""
+    return str(larger) if larger == smaller else f"{larger}x{smaller}"
+
+
 def card_threshold(card: Mapping[str, Any], resolutions: tuple[float, float], name: str) -> float | None:
     """The card's threshold measured nearest to the resolutions of two faces, on a scale of doublings; None where it has
     none.
