@@ -2,7 +2,14 @@
 
 from torch import Tensor, nn
 
-from lrface.models.blocks import FaceBackbone, NormaliseInput, PReLU, initialise
+from lrface.models.blocks import (
+    FaceBackbone,
+    GlobalDepthwise,
+    NormaliseInput,
+    PReLU,
+    StridedDepthwise,
+    initialise,
+)
 
 
 def convolution(
@@ -16,8 +23,13 @@ def convolution(
 ) -> nn.Sequential:
     """Conv-BN, with PReLU behind it unless the layer is linear."""
     padding = kernel // 2 if padding is None else padding
+    kind = nn.Conv2d
+    if groups > 1 and stride > 1:
+        kind = StridedDepthwise
+    elif groups > 1 and padding == 0:
+        kind = GlobalDepthwise
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
+        kind(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
     ]
     if activation:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrface.errors import LrfaceError
-from lrface.models.blocks import FaceBackbone, StridedDepthwise
+from lrface.models.blocks import FaceBackbone, GlobalDepthwise, StridedDepthwise
 
 _CAN_BE_OVERWRITTEN = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # whose gradient does not need what they gave
 
@@ -90,10 +90,13 @@ def shapes_of(network: fx.GraphModule, n: int, size: int, what: str) -> dict[str
 
 def faster(network: fx.GraphModule) -> None:
     """Activations write into what a layer gave where nobody else reads it; see also
-    :class:`~lrface.models.blocks.StridedDepthwise`."""
+    :class:`~lrface.models.blocks.StridedDepthwise` and :class:`~lrface.models.blocks.GlobalDepthwise`."""
     for part in network.modules():
-        if type(part) is nn.Conv2d and part.groups == part.in_channels > 1 and max(part.stride) > 1:
-            part.__class__ = StridedDepthwise
+        if type(part) is nn.Conv2d and part.groups == part.in_channels == part.out_channels > 1:
+            if max(part.stride) > 1:
+                part.__class__ = StridedDepthwise
+            elif part.padding == (0, 0) and min(part.kernel_size) > 1:
+                part.__class__ = GlobalDepthwise
     for node in network.graph.nodes:
         if node.op != "call_module" or not node.all_input_nodes:
             continue

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrface.models.blocks import PReLU, StridedDepthwise
+from lrface.models.blocks import GlobalDepthwise, PReLU, StridedDepthwise
 
 
 def layer(channels: int) -> PReLU:
@@ -48,6 +48,7 @@ def test_prelu_gradient():
         return torch.func.functional_call(module, {"weight": weight}, (x,))
 
     assert torch.autograd.gradcheck(apply, (x, module.weight))
+    assert torch.autograd.gradgradcheck(apply, (x, module.weight))
 
 
 def test_prelu_of_half_precision():
@@ -74,6 +75,27 @@ def test_a_depthwise_convolution_with_a_stride_is_pytorchs(precision):
         assert y.dtype == precision
         y.float().square().sum().backward()
         found.append([y, x.grad, layer.weight.grad, layer.bias.grad])
-    close = {"rtol": 0, "atol": 0} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    close = {"rtol": 1e-5, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, **close)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [7, 9])
+def test_a_depthwise_convolution_of_the_whole_map_is_pytorchs(precision, size):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(6, 6, 7, groups=6)
+    module = GlobalDepthwise(6, 6, 7, groups=6)
+    module.load_state_dict(plain.state_dict())
+    images = torch.randn(3, 6, size, size)
+    found = []
+    for layer in (module, plain):
+        x = images.to(precision).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == precision
+        y.float().square().sum().backward()
+        found.append([y, x.grad, layer.weight.grad, layer.bias.grad])
+    close = {"rtol": 1e-5, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.1}
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, **close)
