@@ -11,6 +11,7 @@ import lrface
 from lrface.errors import errors_for_users
 from lrface.gallery_cli import gallery_app
 from lrface.serve_cli import serve, ui
+from lrface.shipped import NAME as SHIPPED
 
 app = typer.Typer(
     help="Face recognition for faces of any resolution: align, train, verify, embed, compare.",
@@ -60,7 +61,7 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         help="A run of `lrface train`, a .safetensors, .onnx or .pt2 (torch.export) file, or module:function; an .onnx or "
-        ".pt2 file of others takes FILE@colour=BGR,mean=0.5,std=0.5.",
+        ".pt2 file of others takes FILE@colour=BGR,mean=0.5,std=0.5. Shipped: the model inside lrface.",
     ),
 ]
 RayAddress = Annotated[
@@ -495,15 +496,6 @@ def unpack(
 
 @app.command()
 def verify(
-    model: Annotated[
-        list[str],
-        typer.Option(
-            "--model",
-            help="A run of `lrface train`, a .safetensors, .onnx or .pt2 (torch.export) file, or module:function; several "
-            "compare. An .onnx or .pt2 file of others takes RGB in [0, 1], or what you say: "
-            "FILE@colour=BGR,mean=0.5,std=0.5 (also output=NAME), or FILE.json beside it with these fields.",
-        ),
-    ],
     benchmark: Annotated[
         list[str],
         typer.Option(
@@ -512,6 +504,15 @@ def verify(
             "pairs.txt; may repeat. ijbb or ijbc, by itself: TAR at FAR of templates.",
         ),
     ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A run of `lrface train`, a .safetensors, .onnx or .pt2 (torch.export) file, or module:function; several "
+            "compare. None: the model inside lrface. An .onnx or .pt2 file of others takes RGB in [0, 1], or what you say: "
+            "FILE@colour=BGR,mean=0.5,std=0.5 (also output=NAME), or FILE.json beside it with these fields.",
+        ),
+    ] = None,
     resolutions: Annotated[
         str,
         typer.Option(
@@ -569,6 +570,7 @@ def verify(
     by pair. Benchmarks are looked for in --data, then $LRFACE_DATA, then ~/.cache/lrface; photographs are aligned
     once and kept in the cache ($LRFACE_CACHE, else ~/.cache/lrface).
     """
+    model = model or [SHIPPED]
     with errors_for_users():
         from lrface.benchmarks.conditions import Condition, parse_corruptions
         from lrface.benchmarks.face_c import face_c_text
@@ -646,12 +648,13 @@ def _show_identification(run: Any, report: Path | None, json_output: bool) -> No
 @app.command()
 def identify(
     model: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--model",
-            help="A run of `lrface train`, a .safetensors or .onnx file; several make several rows.",
+            help="A run of `lrface train`, a .safetensors or .onnx file; several make several rows. None: the model inside "
+            "lrface.",
         ),
-    ],
+    ] = None,
     benchmark: Annotated[
         str | None, typer.Option("--benchmark", help="tinyface, survface, ijbb or ijbc.")
     ] = None,
@@ -708,6 +711,7 @@ def identify(
     TinyFace is scored as its authors do and as AdaFace and CVLface do, side by side. What could not be aligned is
     counted, never left out. IJB-B and IJB-C search mixed-media probes in both galleries.
     """
+    model = model or [SHIPPED]
     with errors_for_users():
         from lrface.identification_run import run_identification
 
@@ -1584,8 +1588,8 @@ def embed(
             metavar="PATHS...", help="Images and folders of them; or videos: files, URLs, a camera's number."
         ),
     ],
-    model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Where the vectors go: .parquet or .npz.")],
+    model: ModelName = SHIPPED,
     kind: Annotated[
         str,
         typer.Option("--kind", help="crop (aligned square faces), photo (detect and align), auto by size."),
@@ -1655,7 +1659,7 @@ def embed(
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="An image: aligned crop or photograph.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another image.")],
-    model: ModelName,
+    model: ModelName = SHIPPED,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Cosine from which on it is the same person.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lrface.errors import errors_for_users
+from lrface.shipped import NAME as SHIPPED
 
 gallery_app = typer.Typer(
     help="Enrol people, find out who is in a photograph, remove people for good.", no_args_is_help=True
@@ -30,7 +31,9 @@ Token = Annotated[
 ModelName = Annotated[
     str,
     typer.Option(
-        "--model", help="The model whose vectors the gallery holds, as in `lrface embed`; another is refused."
+        "--model",
+        help="The model whose vectors the gallery holds, as in `lrface embed`; another is refused. Shipped: the model "
+        "inside lrface.",
     ),
 ]
 Kind = Annotated[
@@ -77,7 +80,7 @@ def add(
             "images and folders of images.",
         ),
     ],
-    model: ModelName,
+    model: ModelName = SHIPPED,
     name: Annotated[str | None, typer.Option("--name", help="All images are of this person.")] = None,
     kind: Kind = "auto",
     pooling: Annotated[
@@ -144,7 +147,7 @@ def add(
 def search(
     gallery: GalleryPlace,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Photographs, crops, folders.")],
-    model: ModelName,
+    model: ModelName = SHIPPED,
     top: Annotated[int, typer.Option("--top", help="Candidates for each face.")] = 5,
     threshold: Annotated[
         float | None,

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from lrface.errors import errors_for_users
+from lrface.shipped import NAME as SHIPPED
 
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run of `lrface train`, a .safetensors, .onnx or .pt2 file, or module:function, as for `lrface embed`.",
+        help="A run of `lrface train`, a .safetensors, .onnx or .pt2 file, or module:function, as for `lrface embed`. "
+        "Shipped: the model inside lrface.",
     ),
 ]
 Host = Annotated[
@@ -49,7 +51,7 @@ Json = Annotated[
 
 
 def serve(
-    model: Model,
+    model: Model = SHIPPED,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_file: TokenFile = None,
@@ -109,7 +111,7 @@ def serve(
 
 
 def ui(
-    model: Model,
+    model: Model = SHIPPED,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_file: TokenFile = None,

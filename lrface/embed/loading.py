@@ -24,6 +24,8 @@ from lrface.embed.networks import (
     described_beside,
 )
 from lrface.errors import LrfaceError, UsageError
+from lrface.shipped import NAME as SHIPPED
+from lrface.shipped import shipped_or
 
 if TYPE_CHECKING:
     from lrface.align.detect import FaceDetector
@@ -33,7 +35,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def load_embedder(
-    model: str | Path,
+    model: str | Path = SHIPPED,
     *,
     device: str | torch.device = "cpu",
     precision: str = "float32",
@@ -57,7 +59,8 @@ def load_embedder(
             program (``.pt2``, see :mod:`lrface.exported`), an OpenVINO model (``.xml`` with its ``.bin``), or
             ``"module:function"``: a function without arguments of a module in the current directory or installed,
             which gives a callable float32 [n, 3, s, s] RGB in [0, 1] -> [n, d], with s its ``input_size`` where it
-            has one, else 112. Only that last kind runs code of the model's author.
+            has one, else 112. Only that last kind runs code of the model's author. "shipped", the default, is the
+            model inside the wheel; its card is lrface/shipped/README.md.
         device: "auto", "cpu", "cuda" or "cuda:K", for the network and the detector.
         precision: "float32", or "bfloat16" (autocast; safetensors models only).
         threads: CPU threads. For an ONNX file of this session alone; for PyTorch the count is the whole
@@ -86,7 +89,7 @@ def load_embedder(
         LrfaceError: nothing there, not a model, a card that does not fit its weights, or an input or output
             of another shape than a face embedder's.
     """
-    path = Path(model).expanduser()
+    path = shipped_or(model)
     if quality not in QUALITIES:
         raise UsageError(f"quality must be one of {', '.join(QUALITIES)}; found {quality!r}")
     if precision not in PRECISIONS:

@@ -27,6 +27,7 @@ from lrface.errors import LrfaceError, UsageError
 from lrface.files import atomic_directory, atomic_file, read_json, write_json
 from lrface.models import build_decoder_for, build_network
 from lrface.models.blocks import FaceBackbone
+from lrface.shipped import shipped_or
 
 MODEL = "model.safetensors"
 PARTS = "parts.safetensors"
@@ -103,12 +104,13 @@ def _stage_number(folder: Path) -> int:
 
 
 def find_model(path: str | Path) -> Path:
-    """The weights file that ``path`` means: itself, ``model.safetensors`` in it, or a run's newest checkpoint.
+    """The weights file that ``path`` means: itself, ``model.safetensors`` in it, a run's newest checkpoint, or for
+    "shipped" the model inside the wheel.
 
     Raises:
         LrfaceError: nothing there is a model.
     """
-    path = Path(path)
+    path = shipped_or(path)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise LrfaceError(
