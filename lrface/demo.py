@@ -1,7 +1,8 @@
 """The main job on an embedded default: align a photograph, train, verify, embed, draw. Needs no data and no network.
 
 The photograph is the group picture that the insightface wheel ships; the training faces are drawn
-(lrface.data.synthetic). Accuracies of this demo say that the machinery works, and nothing about photographs.
+(lrface.data.synthetic): their accuracies say that the machinery works, and nothing about photographs. The faces of
+the photograph are embedded by the model inside lrface.
 """
 
 import importlib.util
@@ -79,7 +80,8 @@ def run_demo(
     held_out: HeldOut | None = None,
     show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Align six faces, train QualNet-LM and naive augmentation, verify both, embed the faces, draw one picture.
+    """Align six faces, train QualNet-LM and naive augmentation, verify both, embed the faces with the shipped
+    model, draw one picture.
 
     What an earlier call in the same place has trained is used again, and a run that was stopped goes on.
 
@@ -131,7 +133,7 @@ def run_demo(
 
     say("4/4 embedding the faces at four resolutions, drawing")
     with _timed(seconds, "embed"):
-        embedded = embed_at_resolutions(embedders["qualnet_lm"], faces.crops)
+        embedded = embed_at_resolutions(load_embedder(), faces.crops)
         network = load_reconstruction(out / "qualnet_lm", recipes["qualnet_lm"])
         drawn = np.stack([source.image(index) for index in _reconstructed_indices(source)])
         reconstructions = reconstruct(network, drawn)
@@ -422,9 +424,9 @@ def summary_tables(summary: dict[str, Any]) -> str:
         "",
         format_columns(["pixels", *MODELS.values()], accuracy),
         "",
-        "The faces of the photograph, embedded by QualNet-LM: cosine of each face at a resolution with itself at 112, "
-        "the largest",
-        "cosine with another face, and how many are nearest to themselves. (The network has seen drawn faces only.)",
+        "The faces of the photograph, embedded by the model inside lrface: cosine of each face at a resolution with "
+        "itself at 112, the",
+        "largest cosine with another face, and how many are nearest to themselves.",
         "",
         format_columns(header, likeness),
         "",
@@ -532,7 +534,7 @@ def _draw_faces(figure: Any, faces: PhotoFaces, embedded: dict[str, Any]) -> Non
         0.02,
         0.92,
         "Aligned faces of the photograph",
-        "above: pixels of the photograph that a face spans; below: cosine with itself at 112 pixels, by QualNet-LM",
+        "above: pixels of the photograph that a face spans; below: cosine with itself at 112 pixels, by the shipped model",
     )
     axes = _sheet_axes(figure, sheet, 0.062, 0.865, 0.50, 0.525)
     for column, resolution in enumerate(faces.effective_resolution):

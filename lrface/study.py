@@ -624,6 +624,7 @@ def accuracy_at_sizes(
     native: bool = False,
     compiled: bool = False,
     precision: str = RESOLUTION_TESTING["precision"],
+    flip: bool = RESOLUTION_TESTING["flip"],
 ) -> list[dict[str, Any]]:
     """Rows of :func:`lrface.benchmarks.verification.evaluate_verification`: every size against itself, and the largest
     against each smaller one; with ``matrix``, all against all.
@@ -633,6 +634,7 @@ def accuracy_at_sizes(
         native: a row with the images as they are, by how many pixels their faces had.
         compiled: run it compiled, where there is a compiler.
         precision: bfloat16, or float32, which is what `lrface verify` takes by default.
+        flip: add the features of the mirrored faces.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = encoder.eval().requires_grad_(False)
@@ -648,7 +650,7 @@ def accuracy_at_sizes(
         embed,
         benchmark,
         sizes,
-        flip=RESOLUTION_TESTING["flip"],
+        flip=flip,
         down=RESOLUTION_TESTING["down"],
         up=RESOLUTION_TESTING["up"],
         batch_size=128,
