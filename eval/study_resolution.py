@@ -169,7 +169,6 @@ def measured(found: Sequence[dict[str, Any]]) -> Figures:
             "tar_at_far": row["tar_at_far"],
         }
         for row in found
-        if row["by_native_size"] is None
     }
     return {"accuracy": named, "native": [row["by_native_size"] for row in found if row["by_native_size"]]}
 

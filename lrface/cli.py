@@ -1519,8 +1519,13 @@ def calibrate(
 @app.command(name="export")
 def export_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of `lrface embed`.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write: .onnx, .pt2 or .xml (and its .bin).")],
-    to: Annotated[str, typer.Option("--to", help="onnx, torch-export or openvino.")] = "onnx",
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="File to write: .onnx, .pt2, .xml (and its .bin) or .safetensors (and its .json)."
+        ),
+    ],
+    to: Annotated[str, typer.Option("--to", help="onnx, torch-export, openvino or safetensors.")] = "onnx",
     faces: Annotated[
         Path | None,
         typer.Option(

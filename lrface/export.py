@@ -38,7 +38,7 @@ from lrface.progress import progress
 if TYPE_CHECKING:
     from lrface.data.source import FaceSource
 
-ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
+ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "safetensors": ".safetensors"}
 FLAVOURS = ("lrface", "insightface")
 PRECISIONS = ("float32", "float16")
 INT8 = ("dynamic", "static")
@@ -421,8 +421,9 @@ def export_model(
         model: as command lines name it, see :func:`lrface.embed.parse_model`: a run, .safetensors, .onnx or .pt2 file, or a
             module:function that gives a torch.nn.Module. A file of others has to be described (FILE@colour=RGB).
         out: the file, of the ending that belongs to ``to``. One that is there already is replaced when the new one is good.
-            OpenVINO's weights lie beside it, in NAME.bin.
-        to: "onnx", "torch-export" (.pt2) or "openvino" (.xml; ``pip install 'lrface[openvino]'``).
+            OpenVINO's weights lie beside it, in NAME.bin, the card of a .safetensors file in NAME.json.
+        to: "onnx", "torch-export" (.pt2), "openvino" (.xml; ``pip install 'lrface[openvino]'``), or "safetensors": the model
+            without its run, for one of lrface's own networks.
         faces: training data of any format with aligned faces to hold the file against the model on: 32, evenly spread, at
             112, 56, 28 and 14 pixels. None takes the faces of a photograph in insightface's wheel and drawn ones.
         flavour: "insightface" for an ONNX file that insightface's FaceAnalysis takes as its recognition model.
@@ -461,7 +462,9 @@ def export_model(
     number: int | None = None
     with _aside(out) as (folder, keep):
         file, graph = folder / out.name, folder / f"{out.stem}.onnx"
-        if to == "torch-export":
+        if to == "safetensors":
+            _write_weights(source, file, precision, card)
+        elif to == "torch-export":
             _write_program(source, file, precision, text)
         else:
             number = _write_onnx(
@@ -538,7 +541,8 @@ def _gate(
     found = _features(embedder, sets, "exported", show_progress)
     rows = _compared(wanted, found)
     _check(rows, minimum, what, advice)
-    _check_batches(embedder, sets[first], wanted[first], minimum, what)
+    if file.suffix.lower() != ENDINGS["safetensors"]:  # a graph may have been traced for one size
+        _check_batches(embedder, sets[first], wanted[first], minimum, what)
     return rows
 
 
@@ -626,20 +630,33 @@ def _aside(out: Path) -> Iterator[tuple[Path, Callable[[], int]]]:
     """
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(atomic_file(out))
-        weights = None
-        if out.suffix.lower() == ENDINGS["openvino"]:
-            weights = stack.enter_context(atomic_file(out.with_suffix(".bin")))
+        beside = {ENDINGS["openvino"]: ".bin", ENDINGS["safetensors"]: ".json"}.get(out.suffix.lower())
+        other = None if beside is None else stack.enter_context(atomic_file(out.with_suffix(beside)))
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
 
         def keep() -> int:
             os.replace(folder / out.name, place)
-            if weights is None:
+            if other is None or beside is None:
                 return place.stat().st_size
-            os.replace(folder / out.with_suffix(".bin").name, weights)
-            return place.stat().st_size + weights.stat().st_size
+            os.replace(folder / out.with_suffix(beside).name, other)
+            return place.stat().st_size + other.stat().st_size
 
         yield folder, keep
+
+
+def _write_weights(source: _Source, file: Path, precision: str, card: dict[str, Any]) -> None:
+    """Weights and card as `lrface train` writes them; weights in half precision are widened again where they are loaded."""
+    from lrface.train.checkpoint import save_model
+
+    if source.network is None or "architecture" not in card:
+        raise UsageError(
+            f"{source.name} is no network of lrface's own, of which alone there are .safetensors files"
+        )
+    state = source.network.state_dict()
+    if precision == "float16":
+        state = {name: each.half() if each.is_floating_point() else each for name, each in state.items()}
+    save_model(file, source.network, card, state)
 
 
 def _write_program(source: _Source, file: Path, precision: str, card: str) -> None:

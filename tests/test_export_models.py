@@ -163,12 +163,38 @@ def test_a_trained_network_to_onnx_with_its_card(tmp_path, faces, images):
     )
 
 
+@pytest.mark.parametrize("precision", export.PRECISIONS)
+def test_a_model_without_its_run(tmp_path, faces, images, precision):
+    torch.manual_seed(0)
+    encoder = build_backbone("ir18", width=8, embedding_size=32).eval()
+    architecture = {"name": "ir18", "arguments": {"width": 8, "embedding_size": 32}}
+    card = make_card(architecture, encoder, {"of": "tests"})
+    whole = save_model(tmp_path / "run", encoder, {**card, "thresholds": {"112": 0.3}})
+    out = tmp_path / "small.safetensors"
+    found = quiet(tmp_path / "run", out, to="safetensors", faces=faces, precision=precision)
+    share = out.stat().st_size / whole.stat().st_size
+    assert share < 0.55 if precision == "float16" else 0.99 < share < 1.01
+    assert found.bytes == out.stat().st_size + out.with_suffix(".json").stat().st_size
+    embedder = load_embedder(out)
+    assert cosines(embedder.embed_tensor(images), in_numpy(encoder, images)).min() > 0.9999
+    assert embedder.card["thresholds"] == {"112": 0.3} and embedder.card["exported"]["precision"] == precision
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["run", "small.json", "small.safetensors"]
+
+
+def test_only_networks_of_lrface_have_a_safetensors_file(networks, faces, tmp_path):
+    with pytest.raises(UsageError, match="no network of lrface's own"):
+        quiet("networks_to_export:small", tmp_path / "net.safetensors", to="safetensors", faces=faces)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def three(networks, faces, tmp_path_factory):
     """One network of a user's in three formats."""
     pytest.importorskip("openvino")
     folder = tmp_path_factory.mktemp("three")
     for to, ending in export.ENDINGS.items():
+        if to == "safetensors":
+            continue  # lrface's own networks alone
         quiet("networks_to_export:small", folder / f"net{ending}", to=to, faces=faces)
     return folder
 

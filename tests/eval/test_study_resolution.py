@@ -104,9 +104,10 @@ def test_what_is_kept_of_a_verification(script):
         "tar_at_far": {"1e-3": 50.0},
         "by_native_size": None,
     }
-    native = {**row, "probe_size": 112, "accuracy": 1.0, "by_native_size": [{"smallest": 0}]}
+    native = {**row, "probe_size": 112, "accuracy": 99.0, "by_native_size": [{"smallest": 0}]}
     kept = script.measured([native, row])
     assert kept["accuracy"] == {
-        "112x14": {"percent": 77.0, "interval": [76.0, 78.0], "tar_at_far": {"1e-3": 50.0}}
+        "112x112": {"percent": 99.0, "interval": [76.0, 78.0], "tar_at_far": {"1e-3": 50.0}},
+        "112x14": {"percent": 77.0, "interval": [76.0, 78.0], "tar_at_far": {"1e-3": 50.0}},
     }
     assert kept["native"] == [[{"smallest": 0}]]
