@@ -89,8 +89,9 @@ def test_wheel_has_every_recipe_as_it_is(wheel: Path) -> None:
 
 
 def test_wheel_has_nothing_else(names: list[str]) -> None:
-    """No tests, caches, data: Python modules, recipes, the page of `lrface ui` and the metadata only."""
+    """No tests, caches, data: Python modules, recipes, the page of `lrface ui`, the model and the metadata only."""
     page = {f"lrface/serve/page/{name}" for name in ("index.html", "page.css", "page.js")}
+    page |= {f"lrface/shipped/{name}" for name in ("model.safetensors", "model.json", "README.md")}
     assert page <= set(names)
     others = [
         name
