@@ -101,7 +101,8 @@ def describe(card: dict[str, Any], figures: str, megabytes: float) -> str:
     recipe, measured = card["recipe"]["stages"][0], card["thresholds_measured"]
     return f"""# The model inside lrface
 
-A slim {architecture["name"].upper().replace("IR", "IR-")} of width {architecture["arguments"]["width"]}: RGB faces of 112x112 pixels in [0, 1] ->
+A slim {architecture["name"].upper().replace("IR", "IR-")} of width {architecture["arguments"]["width"]}: RGB faces of
+112x112 pixels in [0, 1] ->
 {card["embedding_size"]} values. {megabytes:.1f} MB in half precision. It is what `lrface compare a.jpg b.jpg` and
 `load_embedder()` take where no model is named, and it is called `shipped` everywhere else.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrface import recipes
+from lrface import config, recipes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "study_resolution.py"
 
@@ -27,9 +27,18 @@ def test_rows_build(script):
     assert len({row.key for row in rows}) == len(rows)
     for row in rows:
         recipe = recipes.load_recipe(row.recipe, row.overrides)
-        assert recipe.backbone.name == "mobilefacenet"
+        assert recipe.backbone.name == "ir18"
         method = recipes.build_method(recipe, recipe.stages[-1], 10)
         assert method.encoder.embedding_size == 128
+
+
+def test_the_networks_of_table_4_are_runs_of_the_study(script):
+    known = {"vanilla": "vanilla", "naive": "naive", "qualnet_lm_1": "qualnet_lm"}
+    known |= {f"specialised_{size}": f"specialised_{size}" for size in (56, 28, 14)}
+    for row in script.rows("scratch"):
+        if row.key in known:
+            recipe, of_table = recipes.load_recipe(row.recipe, row.overrides), f"celeba300/{known[row.key]}"
+            assert config.to_plain(recipe) == config.to_plain(recipes.load_recipe(of_table))
 
 
 def test_suites_have_the_same_rows_but_for_what_only_one_can_have(script):
