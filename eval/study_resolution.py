@@ -48,6 +48,15 @@ SPECIALISED = ("vanilla", "specialised_56", "specialised_28", "specialised_14")
 PRETRAINED_EPOCHS = 4
 """Of 6,276 images, as in the fine-tuning that the authors of the data measured."""
 
+ROBUSTIFY_WITHOUT = (
+    ("unmixed", "blends of faces", "mixed_share=0.0"),
+    ("undrawn", "the decoder's loss", "quality_weight=0.0"),
+    ("unlabelled", "labels", "recognition_weight=0.0"),
+    ("unrelated", "relations to other faces", "contrast_weight=0.0"),
+    ("moved", "a share of the old weights", "teacher_share=0.0"),
+)
+"""The parts of `lrface robustify` that are left out one at a time."""
+
 TESTING = {**RESOLUTION_TESTING, "flip": False}
 """Without the mirrored faces a row takes half as long to test; `lrface verify` adds them."""
 
@@ -125,7 +134,10 @@ def rows(suite: str, recogniser: str = "FILE") -> tuple[Row, ...]:
         Row("adaface", "naive, AdaFace", one, ("head={name: adaface, scale: 30, margin: 0.25}",)),
     ]
     if suite == "pretrained":
-        found.append(Row("robustify", "lrface robustify, its loss", "celeba300/robustify_onnx"))
+        recipe, last = "celeba300/robustify_onnx", "stages.1.method."
+        found.append(Row("robustify", "lrface robustify", recipe))
+        for key, label, override in ROBUSTIFY_WITHOUT:
+            found.append(Row(f"robustify_{key}", f"robustify without {label}", recipe, (last + override,)))
     else:
         free = ("stages.1.method.freeze=[decoder]",)
         found.append(Row("qualnet_lm_free", "QualNet-LM, lambda 1, BatchNorm free", two, free))
