@@ -1,6 +1,7 @@
 """What mkdocs makes of the repository when it builds the site (`make docs`), so that no page goes stale.
 
-README.md becomes the page of tasks, data_prep/README.md that of data sets, a page for each command comes from its help,
+README.md becomes the page of tasks, data_prep/README.md that of data sets, lrface/shipped/README.md that of the model
+inside, a page for each command comes from its help,
 and the tutorial is run and shown with what it gave. Nothing here loads anything over a network.
 """
 
@@ -19,7 +20,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = logging.getLogger("mkdocs.hooks.lrface")
-README, DATA_PREP, TUTORIAL = "tasks.md", "data_prep.md", "tutorial.md"
+README, DATA_PREP, SHIPPED, TUTORIAL = "tasks.md", "data_prep.md", "shipped.md", "tutorial.md"
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):<code>~?([\w.]+)</code>")
 
 _executing = False
@@ -77,9 +78,11 @@ def rewritten(text: str) -> str:
     """Links of README.md as they are from docs/; what has no page here is named only."""
 
     def link(match: re.Match[str]) -> str:
-        target = match[2].replace("data_prep/README.md", DATA_PREP).removeprefix("docs/")
-        target = target.replace("tutorial.ipynb", TUTORIAL)
-        if target in (DATA_PREP, TUTORIAL) or (ROOT / "docs" / target.partition("#")[0]).exists():
+        target = (
+            match[2].replace("data_prep/README.md", DATA_PREP).replace("lrface/shipped/README.md", SHIPPED)
+        )
+        target = target.removeprefix("docs/").replace("tutorial.ipynb", TUTORIAL)
+        if target in (DATA_PREP, SHIPPED, TUTORIAL) or (ROOT / "docs" / target.partition("#")[0]).exists():
             return f"{match[1]}({target})"
         return match[0] if re.match(r"https?:|#", target) else match[1].lstrip("!").strip("[]")
 
@@ -88,7 +91,12 @@ def rewritten(text: str) -> str:
 
 def task_pages() -> dict[str, str]:
     data_prep = (ROOT / "data_prep" / "README.md").read_text(encoding="utf-8")
-    return {README: f"# Tasks\n\n{rewritten(readme()[1])}", DATA_PREP: rewritten(data_prep)}
+    shipped = (ROOT / "lrface" / "shipped" / "README.md").read_text(encoding="utf-8")
+    return {
+        README: f"# Tasks\n\n{rewritten(readme()[1])}",
+        DATA_PREP: rewritten(data_prep),
+        SHIPPED: shipped,
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- commands

@@ -16,13 +16,17 @@ own; one with --finished writes the table of all that is there.
 
 import argparse
 import functools
+import hashlib
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lrface.errors import errors_for_users
-from lrface.files import atomic_file
+from lrface.files import atomic_file, write_json
+from lrface.models.onnx_network import OnnxBackbone
 from lrface.study import (
     RESOLUTION_TESTING,
     Column,
@@ -32,6 +36,7 @@ from lrface.study import (
     Row,
     accuracy_at_sizes,
     cell,
+    kept,
     lfw_at,
     markdown,
     run_study,
@@ -179,8 +184,15 @@ def measured(found: Sequence[dict[str, Any]]) -> Figures:
     return {"accuracy": named, "native": [row["by_native_size"] for row in found if row["by_native_size"]]}
 
 
-def table(rows: Sequence[Row], results: list[dict[str, Any]]) -> str:
-    """The printed table: the specialised networks as one line, then the others, and what each lacks to them."""
+UNTRAINED = Row("untrained", "the recogniser as it is", "")
+
+
+def table(
+    rows: Sequence[Row], results: list[dict[str, Any]], untrained: Sequence[dict[str, Any]] = ()
+) -> str:
+    """The printed table: the specialised networks as one line, then the others, and what each lacks to them; before them
+    what ``untrained`` holds, a result of the row UNTRAINED or nothing."""
+    rows, results = [*([UNTRAINED] if untrained else []), *rows], [*untrained, *results]
     own: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         own.setdefault(result["key"], []).append(result["evaluation"])
@@ -258,27 +270,40 @@ def draw(out: Path, title: str, rows: Sequence[Row], results: list[dict[str, Any
         figure.savefig(aside, dpi=150, format="png")
 
 
-def study(options: Options, lfw: Path | None) -> dict[str, Any]:
+def study(options: Options, lfw: Path | None, recogniser: Path | None = None) -> dict[str, Any]:
     """Everything that is trained, tested, written and drawn."""
     benchmark = functools.cache(lambda: lfw_at(lfw, options.data))
 
-    def measure(folder: Path) -> Figures:
-        faces, encoder = benchmark(), load_model(folder)[0]
+    def tested(encoder: nn.Module) -> Figures:
+        faces = benchmark()
         native = faces.native is not None
         return measured(
             accuracy_at_sizes(encoder, faces, SIZES, matrix=True, native=native, flip=TESTING["flip"])
         )
 
+    def measure(folder: Path) -> Figures:
+        return tested(load_model(folder)[0])
+
+    untrained = []
+    if recogniser is not None:
+        key = {"sha256": hashlib.sha256(recogniser.read_bytes()).hexdigest(), "settings": TESTING}
+        figures = kept(
+            options.runs / "untrained.json", key, lambda: {"figures": tested(OnnxBackbone(str(recogniser)))}
+        )["figures"]
+        untrained = [{"key": UNTRAINED.key, "stages": [], "evaluation": figures}]
     document = run_study(
         "One network for every resolution",
         options,
         Evaluation("lfw_matrix", TESTING, measure, {"test": "LFW View 2, 6,000 pairs"}),
         COLUMNS,
-        table=table,
+        table=functools.partial(table, untrained=untrained),
     )
     title = f"One network for every resolution ({options.suite})"
     if document:
-        draw(options.results / f"{options.name}.png", title, options.table_rows, document["rows"])
+        document["untrained"] = untrained
+        write_json(options.results / f"{options.name}.json", document)
+        rows, results = [UNTRAINED, *options.table_rows], [*untrained, *document["rows"]]
+        draw(options.results / f"{options.name}.png", title, rows, results)
     return document
 
 
@@ -297,4 +322,4 @@ if __name__ == "__main__":
         )
         if chosen.suite == "pretrained" and own.recogniser is None:
             parser.error("--suite pretrained needs --recogniser FILE.onnx")
-        study(chosen, own.lfw)
+        study(chosen, own.lfw, own.recogniser if chosen.suite == "pretrained" else None)

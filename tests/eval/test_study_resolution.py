@@ -91,6 +91,17 @@ def test_table(script):
     assert len({len(line.split("|")) for line in lines}) == 1
 
 
+def test_table_with_the_recogniser_that_all_start_from(script):
+    before = [{"key": "untrained", "stages": [], "evaluation": results()[0]["evaluation"]}]
+    lines = script.table(script.rows("pretrained"), results(), untrained=before).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == [
+        "specialised network of each size",
+        "the recogniser as it is",
+    ]
+    assert "| 86.00 | 85.00 | 84.00 | 74.00 |" in lines[3] and lines[3].endswith("| -2.00 |")
+    assert len({len(line.split("|")) for line in lines}) == 1
+
+
 def test_table_of_what_is_there_so_far(script):
     rows = script.rows("scratch")
     lines = script.table(rows, results()[-1:]).splitlines()
