@@ -78,9 +78,8 @@ def rewritten(text: str) -> str:
     """Links of README.md as they are from docs/; what has no page here is named only."""
 
     def link(match: re.Match[str]) -> str:
-        target = (
-            match[2].replace("data_prep/README.md", DATA_PREP).replace("lrface/shipped/README.md", SHIPPED)
-        )
+        target = match[2].removeprefix("../../").replace("data_prep/README.md", DATA_PREP)
+        target = target.replace("lrface/shipped/README.md", SHIPPED)
         target = target.removeprefix("docs/").replace("tutorial.ipynb", TUTORIAL)
         if target in (DATA_PREP, SHIPPED, TUTORIAL) or (ROOT / "docs" / target.partition("#")[0]).exists():
             return f"{match[1]}({target})"
@@ -95,7 +94,7 @@ def task_pages() -> dict[str, str]:
     return {
         README: f"# Tasks\n\n{rewritten(readme()[1])}",
         DATA_PREP: rewritten(data_prep),
-        SHIPPED: shipped,
+        SHIPPED: rewritten(shipped),
     }
 
 
