@@ -3,7 +3,7 @@
     lrface data overlap DATA/celeba300_112 lfw --model recogniser.onnx --data DATA --out drop.csv
     lrface data split DATA/celeba300_112 faces held --held-out 2 --drop drop.csv
     lrface train celeba300/distilled stages.0.method.teacher.path=recogniser.onnx data.path=faces out=runs/shipped
-    lrface align DATA/lfw/images lfw_aligned
+    lrface align DATA/lfw/images lfw_aligned --format png
     python eval/shipped.py --run runs/shipped --data DATA --lfw lfw_aligned --dropped drop.csv
 
 Writes lrface/shipped (weights in half precision, thresholds, card) and eval/results/shipped.json. The same without --run
@@ -180,18 +180,19 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, help="a finished run of celeba300/distilled")
     parser.add_argument("--data", type=Path, required=True, help="folder of celeba300_112 and lfw")
-    parser.add_argument("--lfw", type=Path, required=True, help="what `lrface align` made of LFW")
+    parser.add_argument(
+        "--lfw", type=Path, required=True, help="what `lrface align` made of LFW, for the script"
+    )
     parser.add_argument("--dropped", type=Path, help="what `lrface data overlap --out` wrote; with --run")
     options = parser.parse_args()
     if (options.run is None) != (options.dropped is None):
         parser.error("--run and --dropped go together")
     started = time.time()
-    pairs = options.data / "lfw" / "pairs.txt"
     if options.run is not None:
         make(options.run, options.data / "celeba300_112", options.dropped)
-        calibrate(NAME, str(options.lfw), FALSE_ACCEPT_RATE, SIZES, pairs=pairs)
-    run = verify_models([NAME], [str(options.lfw)], SIZES, pairs=pairs, cross=True)
-    other = independent(options.lfw, pairs)
+        calibrate(NAME, "lfw", FALSE_ACCEPT_RATE, SIZES, data=options.data)
+    run = verify_models([NAME], ["lfw"], SIZES, data=options.data, cross=True)
+    other = independent(options.lfw, options.data / "lfw" / "pairs.txt")
     card = read_json(FOLDER / "model.json", "the card of the model")
     megabytes = (FOLDER / "model.safetensors").stat().st_size / 1e6
     text = table(run.rows, other, card["thresholds"])

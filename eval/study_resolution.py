@@ -6,7 +6,7 @@ Trains each way on celeba300_112 and tests it on LFW with gallery and probe at 1
 there is none to freeze. Suite "casia" is "scratch" with
 the paper's IR-50 and schedule on CASIA-WebFace, for a GPU.
 
-    python eval/study_resolution.py --data DATA                          # 8 to 15 minutes a network on 2 cores
+    python eval/study_resolution.py --data DATA [--recogniser recogniser.onnx]     # 8 to 15 minutes a network on 2 cores
     python eval/study_resolution.py --data DATA --suite pretrained --recogniser recogniser.onnx
     python eval/study_resolution.py --data DATA --seeds 0 1 2 --rows naive qualnet_lm_1
 
@@ -62,6 +62,9 @@ ROBUSTIFY_WITHOUT = (
 )
 """The parts of `lrface robustify` that are left out one at a time."""
 
+TAUGHT_STEPS = 14 * (6276 // 64)
+"""As many images as the other networks from random weights see."""
+
 TESTING = {**RESOLUTION_TESTING, "flip": False}
 """Without the mirrored faces a row takes half as long to test; `lrface verify` adds them."""
 
@@ -71,9 +74,10 @@ NETWORKS = {
 }
 
 
-def rows(suite: str, recogniser: str = "FILE") -> tuple[Row, ...]:
-    """The ways of training."""
+def rows(suite: str, recogniser: str | None = None) -> tuple[Row, ...]:
+    """The ways of training; "scratch" has one more where there is a ``recogniser`` to learn from."""
     if suite == "pretrained":
+        recogniser = recogniser or "FILE"
         one, two, both = "celeba300/naive_onnx", "celeba300/qualnet_lm_onnx", (f"backbone.path={recogniser}",)
         teacher, clean = f"{{name: onnx, path: {recogniser}}}", ()
     else:
@@ -146,6 +150,9 @@ def rows(suite: str, recogniser: str = "FILE") -> tuple[Row, ...]:
     else:
         free = ("stages.1.method.freeze=[decoder]",)
         found.append(Row("qualnet_lm_free", "QualNet-LM, lambda 1, BatchNorm free", two, free))
+    if suite == "scratch" and recogniser:
+        by = (f"stages.0.method.teacher.path={recogniser}", f"stages.0.steps={TAUGHT_STEPS}")
+        found.append(Row("taught", "taught by a recogniser, no labels", "celeba300/distilled", by))
     ready = []
     for row in found:
         overrides = (*both, *row.overrides)
@@ -310,13 +317,20 @@ def study(options: Options, lfw: Path | None, recogniser: Path | None = None) ->
 if __name__ == "__main__":
     with errors_for_users():
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--recogniser", type=Path, help="an .onnx file, for suite pretrained")
+        parser.add_argument(
+            "--recogniser",
+            type=Path,
+            help="an .onnx file: the start of suite pretrained, a teacher in suite scratch",
+        )
         parser.add_argument("--lfw", type=Path, help="LFW aligned by `lrface align`, to spare its alignment")
         own, arguments = parser.parse_known_args()
         chosen = study_options(
             __doc__,
             "study_resolution",
-            {name: rows(name, str(own.recogniser or "FILE")) for name in ("scratch", "pretrained", "casia")},
+            {
+                name: rows(name, own.recogniser and str(own.recogniser))
+                for name in ("scratch", "pretrained", "casia")
+            },
             arguments,
             family="study",
         )

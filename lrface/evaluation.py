@@ -86,7 +86,11 @@ def feature_stores(
     """
     if embedder.card.get("format") == "python":
         return None
-    card = {key: value for key, value in embedder.card.items() if not key.startswith("thresholds")}
+    card = {
+        key: value
+        for key, value in embedder.card.items()
+        if not key.startswith(("thresholds", "probability"))
+    }
     known = {"card": card, "precision": embedder.precision, **preparation}
     root = cache_root(cache) / "features"
 

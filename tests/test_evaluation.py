@@ -98,6 +98,7 @@ def test_thresholds_are_stored_with_the_model_and_used(place, tmp_path, monkeypa
     assert embedder.card["thresholds_measured"]["impostor_pairs"] == 20
     compared = embedder.compare(faces.image(0), faces.image(1))
     assert compared.threshold_from == "card" and compared.threshold in embedder.card["thresholds"].values()
+    stores = set((tmp_path / "features").iterdir())
     kept = embedder.card["probability"]
     assert kept["sizes"] == [28, 112] and kept["slope"][0][1] == kept["slope"][1][0]
     assert kept["measured"]["impostor_pairs"] == 20 and 0 < kept["measured"]["brier"] < 0.5
@@ -107,6 +108,9 @@ def test_thresholds_are_stored_with_the_model_and_used(place, tmp_path, monkeypa
     assert sharp.probability == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-9)
     assert 0 < compared.probability < 1 and f"{compared.probability:.4f}" in compared.statement
     run = verify_models([model], [pack], (112, 28), matrix=True, show_progress=False)
+    assert (
+        stores and set((tmp_path / "features").iterdir()) == stores
+    )  # the features of before are found again
     (found,) = run.evaluations.values()
     accepted = dict.fromkeys(embedder.card["thresholds"], 0)
     for scores, row in zip(found.scores, found.rows, strict=True):

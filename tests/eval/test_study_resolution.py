@@ -32,6 +32,15 @@ def test_rows_build(script):
         assert method.encoder.embedding_size == 128
 
 
+def test_a_row_more_where_there_is_a_teacher(script):
+    *others, taught = script.rows("scratch", "recogniser.onnx")
+    assert tuple(others) == script.rows("scratch")
+    recipe = recipes.load_recipe(taught.recipe, taught.overrides)
+    assert recipe.stages[0].method["teacher"] == {"name": "onnx", "path": "recogniser.onnx"}
+    naive = next(recipes.load_recipe(row.recipe, row.overrides) for row in others if row.key == "naive")
+    assert recipe.stages[0].steps == recipes.stage_steps(naive.stages[0], 6276, naive.data.batch_size)
+
+
 def test_the_networks_of_table_4_are_runs_of_the_study(script):
     known = {"vanilla": "vanilla", "naive": "naive", "qualnet_lm_1": "qualnet_lm"}
     known |= {f"specialised_{size}": f"specialised_{size}" for size in (56, 28, 14)}
