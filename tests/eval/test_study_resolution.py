@@ -36,7 +36,7 @@ def test_a_row_more_where_there_is_a_teacher(script):
     *others, taught = script.rows("scratch", "recogniser.onnx")
     assert tuple(others) == script.rows("scratch")
     recipe = recipes.load_recipe(taught.recipe, taught.overrides)
-    assert recipe.stages[0].method["teacher"] == {"name": "onnx", "path": "recogniser.onnx"}
+    assert recipe.stages[0].method.arguments["teacher"] == {"name": "onnx", "path": "recogniser.onnx"}
     naive = next(recipes.load_recipe(row.recipe, row.overrides) for row in others if row.key == "naive")
     assert recipe.stages[0].steps == recipes.stage_steps(naive.stages[0], 6276, naive.data.batch_size)
 
