@@ -50,15 +50,18 @@ LAMBDAS = ("0.1", "0.3", "1", "3")
 SPECIALISED = ("vanilla", "specialised_56", "specialised_28", "specialised_14")
 """The network that saw each size alone; together they are one line of the table, and what the others are held against."""
 
+CHIEF = ("robustify", "taught", "contrastive_recogniser", "untrained", "naive", "qualnet_lm_1", "vanilla")
+"""The rows whose lines have a colour in the figure; the others are told apart below the lines."""
+
 PRETRAINED_EPOCHS = 4
 """Of 6,276 images, as in the fine-tuning that the authors of the data measured."""
 
 ROBUSTIFY_WITHOUT = (
-    ("unmixed", "blends of faces", "mixed_share=0.0"),
-    ("undrawn", "the decoder's loss", "quality_weight=0.0"),
-    ("unlabelled", "labels", "recognition_weight=0.0"),
-    ("unrelated", "relations to other faces", "contrast_weight=0.0"),
-    ("moved", "a share of the old weights", "teacher_share=0.0"),
+    ("unmixed", "blends of faces", ("method.mixed_share=0.0",)),
+    ("undrawn", "the decoder's loss", ("method.quality_weight=0.0", "load=[encoder]")),
+    ("unlabelled", "labels", ("method.recognition_weight=0.0",)),
+    ("unrelated", "relations to other faces", ("method.contrast_weight=0.0",)),
+    ("moved", "a share of the old weights", ("method.teacher_share=0.0",)),
 )
 """The parts of `lrface robustify` that are left out one at a time."""
 
@@ -143,10 +146,13 @@ def rows(suite: str, recogniser: str | None = None) -> tuple[Row, ...]:
         Row("adaface", "naive, AdaFace", one, ("head={name: adaface, scale: 30, margin: 0.25}",)),
     ]
     if suite == "pretrained":
-        recipe, last = "celeba300/robustify_onnx", "stages.1.method."
+        label = "contrastive student of the recogniser"
+        found.append(Row("contrastive_recogniser", label, "celeba300/contrastive_onnx"))
+        recipe = "celeba300/robustify_onnx"
         found.append(Row("robustify", "lrface robustify", recipe))
-        for key, label, override in ROBUSTIFY_WITHOUT:
-            found.append(Row(f"robustify_{key}", f"robustify without {label}", recipe, (last + override,)))
+        for key, label, parts in ROBUSTIFY_WITHOUT:
+            without = tuple(f"stages.1.{part}" for part in parts)
+            found.append(Row(f"robustify_{key}", f"robustify without {label}", recipe, without))
     else:
         free = ("stages.1.method.freeze=[decoder]",)
         found.append(Row("qualnet_lm_free", "QualNet-LM, lambda 1, BatchNorm free", two, free))
@@ -157,7 +163,8 @@ def rows(suite: str, recogniser: str | None = None) -> tuple[Row, ...]:
     for row in found:
         overrides = (*both, *row.overrides)
         if suite == "pretrained":  # as many images for each, and a decoder beforehand where there is one
-            overrides = (*both, *short(int(row.recipe != one)), *row.overrides)
+            single = row.recipe in (one, "celeba300/contrastive_onnx")
+            overrides = (*both, *short(0 if single else 1), *row.overrides)
         ready.append(Row(row.key, row.label, row.recipe, overrides))
     return tuple(ready)
 
@@ -231,50 +238,64 @@ def lacking(own: dict[str, list[dict[str, Any]]], key: str) -> str:
 
 
 def draw(out: Path, title: str, rows: Sequence[Row], results: list[dict[str, Any]]) -> None:
-    """Accuracy against pixels, both faces at one size, a line for each way of training and a bar for its 95 % interval."""
+    """Accuracy against pixels, both faces at one size: lines of all ways of training with the chief ones in colour, then
+    each by name at each size, a dot for each seed with its 95 % interval beside the network of that size alone."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    lines = {row.key: row.label for row in rows if row.key not in SPECIALISED[1:]}
-    drawn: list[tuple[str, list[tuple[int, dict[str, Any]]]]] = []
-    by_key = {result["key"]: result["evaluation"]["accuracy"] for result in reversed(results)}
-    alone = [
-        (size, by_key[key][f"{size}x{size}"])
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        runs.setdefault(result["key"], []).append(result["evaluation"]["accuracy"])
+    shown = [row for row in rows if row.key in runs and row.key not in SPECIALISED[1:]]
+    alone = {
+        size: runs[key][0][f"{size}x{size}"]["percent"]
         for size, key in zip(SIZES, SPECIALISED, strict=True)
-        if key in by_key
-    ]
+        if key in runs
+    }
+    colours = dict(zip(CHIEF, colormaps["tab10"].colors, strict=False))  # type: ignore[attr-defined]
+
+    figure = Figure(figsize=(11, 5.5 + 0.26 * len(shown)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[4.5, 1 + 0.26 * len(shown)])
+    figure.suptitle(title)
+    axes = above.add_subplot()
+    for row in sorted(shown, key=lambda row: row.key in colours):
+        chief = row.key in colours
+        style = (
+            {"color": colours[row.key], "label": row.label} if chief else {"color": "0.75", "linewidth": 0.8}
+        )
+        y = [statistics.mean(run[f"{size}x{size}"]["percent"] for run in runs[row.key]) for size in SIZES]
+        axes.plot(SIZES, y, marker="o", markersize=4 if chief else 2, **style)
     if alone:
-        drawn.append(("specialised network of each size", alone))
-    drawn += [
-        (label, [(size, by_key[key][f"{size}x{size}"]) for size in SIZES])
-        for key, label in lines.items()
-        if key in by_key
-    ]
-    for number, (label, points) in enumerate(drawn):
-        # Side by side, so that bars at one size can be told apart.
-        x = [size * 1.012 ** (number - len(drawn) / 2) for size, _ in points]
-        y = [figures["percent"] for _, figures in points]
-        low, high = zip(*(figures["interval"] for _, figures in points), strict=True)
-        spread = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
-        style: dict[str, Any] = {"color": colours[number % len(colours)]}
-        if points is alone:
-            style = {"color": "black", "linestyle": "--"}
-        axes.errorbar(x, y, spread, label=label, marker="o", markersize=3, linewidth=1, capsize=2, **style)
+        sizes, y = zip(*alone.items(), strict=True)
+        axes.plot(sizes, y, "k--o", markersize=4, label="specialised network of each size")
+    axes.plot([], [], color="0.75", linewidth=0.8, label="others, see below")
     axes.set_xscale("log", base=2)
     axes.set_xticks(SIZES, [str(size) for size in SIZES])
     axes.minorticks_off()
     axes.set_xlabel("pixels of both faces")
-    axes.set_ylabel("accuracy on LFW (%), 95 % interval over pairs")
-    axes.set_title(title)
+    axes.set_ylabel("accuracy on LFW (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+
+    for axes, size in zip(below.subplots(1, len(SIZES), sharey=True), SIZES, strict=True):
+        for place, row in enumerate(shown):
+            for run in runs[row.key]:
+                at_size = run[f"{size}x{size}"]
+                (low, high), colour = at_size["interval"], colours.get(row.key, "0.45")
+                axes.plot([low, high], [place, place], color=colour, linewidth=1)
+                axes.plot(at_size["percent"], place, marker="o", markersize=4, color=colour)
+        if size in alone:
+            axes.axvline(alone[size], color="black", linestyle="--", linewidth=1)
+        axes.set_title(f"{size} pixels", fontsize="medium")
+        axes.set_xlabel("accuracy (%)")
+        axes.grid(alpha=0.3, axis="x")
+        axes.set_yticks(range(len(shown)), [row.label for row in shown], fontsize="small")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
     FigureCanvasAgg(figure)
     with atomic_file(out) as aside:
-        figure.savefig(aside, dpi=150, format="png")
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def study(options: Options, lfw: Path | None, recogniser: Path | None = None) -> dict[str, Any]:

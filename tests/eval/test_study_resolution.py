@@ -53,13 +53,19 @@ def test_the_networks_of_table_4_are_runs_of_the_study(script):
 def test_suites_have_the_same_rows_but_for_what_only_one_can_have(script):
     keys = {suite: {row.key for row in script.rows(suite)} for suite in ("scratch", "pretrained", "casia")}
     assert keys["scratch"] == keys["casia"]
-    assert keys["scratch"] ^ keys["pretrained"] == {"qualnet_lm_free", "robustify"} | {
-        f"robustify_{key}" for key, _, _ in script.ROBUSTIFY_WITHOUT
-    }
+    assert keys["scratch"] ^ keys["pretrained"] == {
+        "qualnet_lm_free",
+        "robustify",
+        "contrastive_recogniser",
+    } | {f"robustify_{key}" for key, _, _ in script.ROBUSTIFY_WITHOUT}
     for suite in ("pretrained", "casia"):
         for row in script.rows(suite):
             recipe = recipes.load_recipe(row.recipe, row.overrides)
             assert recipe.backbone.name == {"pretrained": "onnx", "casia": "ir50"}[suite]
+            last = recipe.stages[-1]
+            if last.method.name == "robustify":  # it has a decoder only where it draws
+                draws = last.method.arguments.get("quality_weight", 0) > 0
+                assert draws == (last.load == ["encoder", "decoder"]) or suite == "casia"
 
 
 def result(key: str, figures: dict[int, float], seed: int = 0) -> dict:
