@@ -1,7 +1,7 @@
 """LFW without lrface: an ONNX face network, aligned crops, the official pairs, and nothing but ONNX Runtime, OpenCV,
 NumPy and pyarrow. A second opinion on what `lrface verify` says.
 
-    lrface align DATA/lfw/images lfw_aligned --format png
+    lrface align DATA/lfw/images lfw_aligned
     lrface export shipped --to onnx --out shipped.onnx
     python eval/lfw_onnxruntime.py shipped.onnx lfw_aligned DATA/lfw/pairs.txt
 
