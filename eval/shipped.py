@@ -151,7 +151,8 @@ LFW View 2, 6,000 pairs, flip fusion, nearest down and bilinear up:
     lrface verify --benchmark lfw_aligned --pairs DATA/lfw/pairs.txt --cross
 
 (`lrface verify --benchmark lfw --cross --data DATA` aligns by itself: within 0.1. Crops are JPEG of quality 95; as PNG the
-figures move by up to 0.7 at 14 pixels, within the intervals.) The fourth column is a script without lrface on the exported model and the same crops:
+figures move by up to 0.7 at 14 pixels, within the intervals.) The fourth column is a script without lrface on the exported
+model and the same crops:
 
     lrface export shipped --to onnx --out shipped.onnx
     python eval/lfw_onnxruntime.py shipped.onnx lfw_aligned DATA/lfw/pairs.txt

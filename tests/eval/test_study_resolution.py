@@ -56,7 +56,6 @@ def test_suites_have_the_same_rows_but_for_what_only_one_can_have(script):
     assert keys["scratch"] ^ keys["pretrained"] == {
         "qualnet_lm_free",
         "robustify",
-        "contrastive_recogniser",
     } | {f"robustify_{key}" for key, _, _ in script.ROBUSTIFY_WITHOUT}
     for suite in ("pretrained", "casia"):
         for row in script.rows(suite):
