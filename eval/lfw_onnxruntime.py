@@ -103,6 +103,9 @@ def main() -> None:
     parser.add_argument("aligned", type=Path, help="what `lrface align` made of LFW")
     parser.add_argument("pairs", type=Path, help="LFW's pairs.txt")
     found = parser.parse_args()
+    for path in (found.model, found.aligned, found.pairs):
+        if not path.exists():
+            parser.error(f"{path}: no such file or folder")
     session = onnxruntime.InferenceSession(str(found.model), providers=["CPUExecutionProvider"])
     crops, pairs = read_crops(found.aligned), read_pairs(found.pairs)
     names = sorted({name for first, second, _ in pairs for name in (first, second)})

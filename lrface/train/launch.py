@@ -223,7 +223,12 @@ def launch(
                 )
             )
         codes = _watch(children, forwarded)
-        if set(codes) <= _good(forwarded):
+        good = _good(forwarded)
+        if forwarded and node == 0 and codes[0] in (0, 130):
+            # Rank 0 has saved what all ranks agreed on and said so. A rank that PyTorch aborts while it closes its
+            # connections, the others being gone (seen once, under load), has nothing left to lose.
+            good = good | {-signal.SIGABRT}
+        if set(codes) <= good:
             return 0 if codes[0] in (None, CONSEQUENCE) else codes[0]
         return _report(codes, children, outputs, first, devices * nodes, say)
     finally:
@@ -291,6 +296,8 @@ def _report(
     if code < 0:
         name = signal.Signals(-code).name
         why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+        if words[local] and name != "SIGKILL":  # what aborts says why
+            say("\n".join(words[local].splitlines()[-20:]))
         say(f"error: {who} was killed by {name}{why}; {go_on}")
         return 1
     if local not in failed:

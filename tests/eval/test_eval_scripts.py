@@ -10,7 +10,8 @@ EVAL = Path(__file__).resolve().parents[2] / "eval"
 SCRIPTS = [
     path
     for path in sorted(EVAL.glob("*.py"))
-    if path.stem not in ("bench", "readme_picture", "scale_million")  # they take no data of the user's
+    # They take no data of the user's, or nothing of lrface's.
+    if path.stem not in ("bench", "readme_picture", "scale_million", "lfw_onnxruntime")
 ]
 
 
@@ -24,6 +25,7 @@ SCRIPTS = [
         ),
         (["ada_figure3.py", "EDSR=nothere"], 1, "error: training data 'cifar10/test.parquet' was not found"),
         (["ant_tables.py", "--table=99"], 2, "argument --table: invalid choice"),
+        (["lfw_onnxruntime.py", "none.onnx", ".", "pairs.txt"], 2, "none.onnx: no such file or folder"),
     ],
 )
 def test_errors_are_messages(tmp_path, arguments, code, message):

@@ -177,6 +177,7 @@ program = '''
 import os, pathlib, signal, sys, time
 def stop(number, frame):
     pathlib.Path(sys.argv[1], "got" + os.environ["RANK"]).write_text(str(number))
+    os.environ["RANK"] in sys.argv[3:] and os.abort()
     sys.exit(int(sys.argv[2]))
 signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
 pathlib.Path(sys.argv[1], "ready" + os.environ["RANK"]).touch()
@@ -193,6 +194,25 @@ def test_signals_reach_every_rank_once(tmp_path: Path, number, code):
     process.send_signal(number)
     assert process.wait(60) == code
     assert [(tmp_path / f"got{rank}").read_text() for rank in (0, 1)] == [str(int(number))] * 2
+
+
+@pytest.mark.parametrize(("aborting", "code"), [("1", 0), ("0", 1)])
+def test_once_rank_0_has_stopped_well_another_may_abort(tmp_path: Path, aborting, code):
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path), "0", aborting]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    wait_for(tmp_path, "ready0", "ready1")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code
+    assert ("rank 0 of 2" in said and "killed by SIGABRT" in said) if code else not said
+
+
+def test_an_abort_is_shown_with_what_it_said():
+    program = "import os; os.environ['RANK'] == '1' and (os.write(2, b'terminate called'), os.abort())"
+    code, said = run(program)
+    assert (
+        code == 1 and said.startswith("terminate called\nerror: rank 1 of 2") and "killed by SIGABRT" in said
+    )
 
 
 def test_ranks_end_with_a_launcher_that_was_killed(tmp_path: Path):
